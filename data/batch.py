@@ -1,0 +1,100 @@
+"""Frames -> batches, in an order and with an augmentation that depend on nothing but the seed.   (after: augment.py)
+
+The frames of step s, and how each is augmented, are functions of (seed, epoch, index). So the number of worker
+processes changes nothing, resuming at step s needs no saved random state, and two processes share a global batch by
+taking every second of its frames.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from config import Config, InputError
+from data import Frame
+from data.augment import ObjectDatabase, augment
+from data.kitti import Kitti
+
+
+@dataclass
+class Batch:
+    """Several scans as tensors."""
+
+    ids: list[str]
+    points: Tensor  # (N, 1 + F): number of the scan, then the point
+    boxes: list[Tensor]  # per scan (M, 7)
+    labels: list[Tensor]  # per scan (M,) int64, index into Config.classes
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device) -> "Batch":
+        return replace(self, points=self.points.to(device), boxes=[b.to(device) for b in self.boxes],
+                       labels=[k.to(device) for k in self.labels])  # fmt: skip
+
+
+def collate(frames: list[Frame], cfg: Config) -> Batch:
+    """Frames -> Batch. Objects of other classes (Van, Person_sitting, ...) are not training targets."""
+    points, boxes, labels = [], [], []
+    for n, frame in enumerate(frames):
+        if frame.points.shape[1] < cfg.point_features:
+            raise InputError(f"frame {frame.id}: expected {cfg.point_features} values a point, found {frame.points.shape[1]}")
+        scan = np.full((len(frame.points), 1), n, dtype=np.float32)
+        points.append(np.concatenate([scan, frame.points[:, : cfg.point_features]], axis=1))
+        known = [i for i, name in enumerate(frame.names) if name in cfg.classes]
+        boxes.append(torch.from_numpy(frame.boxes[known].astype(np.float32)))
+        labels.append(torch.tensor([cfg.classes.index(frame.names[i]) for i in known], dtype=torch.int64))
+    return Batch([f.id for f in frames], torch.from_numpy(np.concatenate(points)), boxes, labels)
+
+
+class TrainingFrames(Dataset):
+    """The augmented view of a data set; an item is asked for by (epoch, index)."""
+
+    def __init__(self, frames: Kitti, cfg: Config, database: ObjectDatabase | None) -> None:
+        self.frames, self.cfg, self.database = frames, cfg, database
+
+    def __getitem__(self, key: tuple[int, int]) -> Frame:
+        epoch, index = key
+        cfg, frame = self.cfg, self.frames[index]
+        rng = np.random.default_rng((cfg.seed, epoch, index))
+        paste = dict(zip(cfg.classes, cfg.paste, strict=True)) if self.database else {}
+        return augment(frame, rng, self.database, paste, cfg.flip, cfg.rotation, (1 - cfg.scaling, 1 + cfg.scaling))
+
+
+def steps_per_epoch(frames: int, batch_size: int) -> int:
+    """Whole batches in one pass; the frames left over take their turn in another epoch's order."""
+    if frames < batch_size:
+        raise InputError(f"--batch-size {batch_size}: more than the {frames} training frames there are")
+    return frames // batch_size
+
+
+def training_batches(frames: TrainingFrames, first_step: int, last_step: int, workers: int = 0,
+                     rank: int = 0, world: int = 1) -> Iterator[Batch]:  # fmt: skip
+    """This process's share of the global batches first_step .. last_step - 1."""
+    cfg, count = frames.cfg, len(frames.frames)
+    per_epoch = steps_per_epoch(count, cfg.batch_size)
+
+    def keys() -> Iterator[list[tuple[int, int]]]:
+        order, order_epoch = None, -1
+        for step in range(first_step, last_step):
+            epoch, position = divmod(step, per_epoch)
+            if epoch != order_epoch:
+                order, order_epoch = np.random.default_rng((cfg.seed, epoch)).permutation(count), epoch
+            batch = order[position * cfg.batch_size : (position + 1) * cfg.batch_size]
+            yield [(epoch, int(index)) for index in batch[rank::world]]
+
+    yield from DataLoader(frames, batch_sampler=list(keys()), num_workers=workers,
+                          collate_fn=_Collate(cfg), persistent_workers=False)  # fmt: skip
+
+
+class _Collate:
+    """`collate` with its config, picklable for worker processes on every platform."""
+
+    def __init__(self, cfg: Config) -> None:
+        self.cfg = cfg
+
+    def __call__(self, frames: list[Frame]) -> Batch:
+        return collate(frames, self.cfg)

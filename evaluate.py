@@ -1,0 +1,173 @@
+"""Official metrics: of a checkpoint on the data set it was trained for, or of any detector's saved results.
+
+(reads after: train.py, metrics/kitti.py)
+
+    python evaluate.py runs/NAME/last.pt                                  a checkpoint, on its own data set
+    python evaluate.py runs/NAME/last.pt --export DIR --json OUT.json     also write the official result files
+    python evaluate.py kitti --gt DIR --results DIR --json OUT.json       score result files, whoever wrote them
+
+Everything runs on a CPU and needs no compiler. AP is in percent, KITTI's own evaluator's to the last printed digit.
+"""
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from config import ArgumentParser, InputError, did_you_mean, run_cli
+
+if TYPE_CHECKING:
+    from data.kitti import Kitti, Objects
+    from detector import Detector
+
+
+def detect(detector: "Detector", dataset: "Kitti", device: Any, batch_size: int = 4) -> "dict[str, Objects]":
+    """The detections of every frame in KITTI's own terms, {id: Objects}; several processes share the frames.
+
+    Objects that do not project into the image are left out, as in every KITTI submission.
+    """
+    import torch
+    from tqdm import tqdm
+
+    import parallel
+    from data.batch import collate
+    from data.kitti import image_size, objects_from_boxes
+
+    mine = range(parallel.rank(), len(dataset), parallel.world_size())
+    found: dict[str, Objects] = {}
+    training = detector.training
+    detector.eval()
+    for start in tqdm(range(0, len(mine), batch_size), desc="evaluating", unit="batch", leave=False,
+                      disable=parallel.rank() > 0, dynamic_ncols=True):  # fmt: skip
+        indices = mine[start : start + batch_size]
+        batch = collate([dataset[i] for i in indices], detector.cfg).to(device)
+        with torch.no_grad():
+            detections = detector.decode(detector(detector.prepare(batch)))
+        for i, (boxes, scores, labels) in zip(indices, detections, strict=True):
+            names = [detector.cfg.classes[k] for k in labels.tolist()]
+            size = image_size(dataset.root, dataset.ids[i], dataset.folder)
+            found[dataset.ids[i]] = objects_from_boxes(boxes.cpu().numpy(), names, scores.cpu().numpy(),
+                                                       dataset.calibration(i), size)  # fmt: skip
+    detector.train(training)
+    return {id: objects for part in parallel.gather(found) for id, objects in part.items()}
+
+
+def evaluate_detector(detector: "Detector", dataset: "Kitti", device: Any, batch_size: int = 4,
+                      export: Path | None = None) -> dict:  # fmt: skip
+    """The official metrics of a detector on a data set; with `export`, the official result files too."""
+    import parallel
+    from data.kitti import write_objects
+    from metrics.kitti import evaluate
+
+    found = detect(detector, dataset, device, batch_size)
+    if export is not None and parallel.rank() == 0:
+        export.mkdir(parents=True, exist_ok=True)
+        for id, objects in found.items():
+            write_objects(export / f"{id}.txt", objects)
+    labels = [dataset.objects(i) for i in range(len(dataset))]
+    return evaluate(labels, [found[id] for id in dataset.ids], detector.cfg.classes)
+
+
+def headline(result: dict) -> dict[str, float]:
+    """The two numbers of a log: mean over the classes of the moderate AP_R40 at the strict overlaps, percent."""
+    from metrics.kitti import moderate_map
+
+    return {f"moderate_map_{metric}": moderate_map(result, metric) for metric in ("3d", "bev")}
+
+
+def write_json(path: Path, content: dict) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+# ------------------------------------------------------------------ command line
+
+
+def label_folder(path: Path) -> Path:
+    """The folder of label files that --gt means: itself, a KITTI root's, or its training folder's."""
+    for folder in (path, path / "label_2", path / "training" / "label_2"):
+        if any(folder.glob("[0-9]*.txt")):
+            return folder
+    raise InputError(f"{path}: expected label files NNNNNN.txt (or a KITTI root with training/label_2), found none")
+
+
+def kitti_main(words: list[str]) -> None:
+    """Score saved KITTI results: the frames that have a result file, as the official kit reads one per frame."""
+    p = ArgumentParser(prog="evaluate.py kitti", description="Score KITTI result files (16 columns a line).")
+    p.add_argument("--gt", type=Path, required=True, metavar="DIR", help="label files, or a KITTI root")
+    p.add_argument("--results", type=Path, required=True, metavar="DIR", help="result files, named as the labels")
+    p.add_argument("--json", type=Path, metavar="OUT", help="also write all numbers here")
+    p.add_argument("--classes", default="Car,Pedestrian,Cyclist", metavar="A,B", help="which [Car,Pedestrian,Cyclist]")
+    args = p.parse_args(words)
+    from data.kitti import TYPES, read_objects
+    from metrics.kitti import count_labels, evaluate, format_table
+
+    folder = label_folder(args.gt)
+    results = sorted(args.results.glob("*.txt"))
+    if not results:
+        raise InputError(f"{args.results}: expected result files NNNNNN.txt, found none")
+    lost = [r.name for r in results if not (folder / r.name).is_file()]
+    if lost:
+        raise InputError(f"{args.results}: {len(lost)} result files have no label file in {folder}, first {lost[0]}")
+    labels = [read_objects(folder / r.name, scored=False) for r in results]
+    detections = [read_objects(r, scored=True) for r in results]
+    for path, found in zip(results, detections, strict=True):
+        for word in found.type:
+            if word not in TYPES:
+                raise InputError(f"{path}: expected a KITTI type, found {str(word)!r}{did_you_mean(str(word), TYPES)}")
+    without = sum(1 for _ in folder.glob("*.txt")) - len(results)
+    if without:
+        print(f"note: {without} label files in {folder} have no result file; scoring the {len(results)} frames that do")
+    classes = tuple(name for name in args.classes.split(",") if name)
+    result = evaluate(labels, detections, classes, progress=True)
+    print(format_table(result, count_labels(labels, classes)))
+    if args.json:
+        write_json(args.json, result)
+
+
+def parser() -> ArgumentParser:
+    p = ArgumentParser(prog="evaluate.py", description=__doc__, epilog="saved results: python evaluate.py kitti --help")
+    p.add_argument("checkpoint", help="a run's last.pt or best.pt, or the word kitti")
+    p.add_argument("--data", metavar="NAME", help="another data set than it was trained for")
+    p.add_argument("--root", metavar="DIR", help="another folder of data")
+    p.add_argument("--frames", metavar="A,B", help="only these frames")
+    p.add_argument("--split", default="val", metavar="NAME", help="train, val or trainval [val]")
+    p.add_argument("--batch-size", type=int, default=4, metavar="X", help="scans at a time [4]")
+    p.add_argument("--export", type=Path, metavar="DIR", help="write the official result files here")
+    p.add_argument("--json", type=Path, metavar="OUT", help="also write all numbers here")
+    return p
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["kitti"]:
+        return kitti_main(sys.argv[2:])
+    args = parser().parse_args()
+    import parallel
+    from data.kitti import Kitti
+    from detector import load_detector
+    from metrics.kitti import count_labels, format_table
+
+    _, _, device = parallel.start()
+    detector, content = load_detector(args.checkpoint)
+    cfg = replace(detector.cfg, root=args.root or detector.cfg.root, data=args.data or detector.cfg.data)
+    frames = tuple(args.frames.split(",")) if args.frames else cfg.frames
+    dataset = Kitti(cfg.root, args.split, frames, cfg.fov_only)
+    print(f"{args.checkpoint}: {cfg.preset}, step {content['step']}, on {len(dataset)} frames of {cfg.root}"
+          + (f" (split {args.split})" if not frames else " (given by --frames)"))  # fmt: skip
+    result = evaluate_detector(detector.to(device), dataset, device, args.batch_size, args.export)
+    if parallel.rank() == 0:
+        labels = [dataset.objects(i) for i in range(len(dataset))]
+        print(format_table(result, count_labels(labels, cfg.classes)))
+        if args.json:
+            write_json(args.json, result)
+
+
+if __name__ == "__main__":
+    run_cli(main)

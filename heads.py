@@ -1,0 +1,242 @@
+"""Heads: the neck's feature map -> boxes.   (reads after: backbone.py  next: detector.py)
+
+CenterHead (CenterPoint): an object is a peak of its class's heat map; the other maps, read at the peak's cell, say the
+rest: where in the cell, how high, how large, which way. Three methods: `forward` (maps), `loss`, `decode`.
+dims: B scans · N neck channels · H, W cells along y, x · K classes of a task · M objects of a scan
+Source: CenterPoint as in OpenPCDet's CenterHead; the differences are named beside the line.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import boxes as box_ops
+from config import Config
+from parallel import BatchNorm, mean_over_processes
+
+MAX_OBJECTS = 500  # cells decoded per scan and task
+
+
+class Geometry(NamedTuple):
+    """Where a BEV map lies in the world: cell (i, j) of a map covers x0 + j*cell_x .. + cell_x, y0 + i*cell_y ..."""
+
+    x0: float
+    y0: float
+    cell_x: float
+    cell_y: float
+
+
+class Detections(NamedTuple):
+    """What was found in one scan, best first."""
+
+    boxes: Tensor  # (n, 7) x, y, z centre, length, width, height, yaw
+    scores: Tensor  # (n,) in [0, 1]
+    labels: Tensor  # (n,) index into Config.classes
+
+
+class CenterHead(nn.Module):
+    """One shared convolution, then for every task (a group of classes) one small branch per map.
+
+    Maps of a task: heatmap (K, logits), center (2, offset inside the cell, in cells), center_z (1, absolute, m),
+    dim (3, log m), rot (2, cos and sin of yaw).
+    """
+
+    MAPS = {"center": 2, "center_z": 1, "dim": 3, "rot": 2}
+
+    def __init__(self, cfg: Config, in_channels: int, geometry: Geometry) -> None:
+        super().__init__()
+        self.cfg, self.geometry = cfg, geometry
+        (channels,) = cfg.widths(2, (cfg.head_channels,))
+        self.shared = _conv_norm_relu(in_channels, channels)
+        self.tasks = nn.ModuleList()
+        for classes in cfg.task_classes:
+            maps = {**self.MAPS, "heatmap": len(classes)}
+            self.tasks.append(nn.ModuleDict({name: _branch(channels, n) for name, n in maps.items()}))
+        for task in self.tasks:
+            # Start from a probability of 0.1 everywhere, so that the first steps are not spent on the background.
+            nn.init.constant_(task["heatmap"][-1].bias, -2.19)
+        # label -> (task, class inside the task)
+        names = [(t, k, name) for t, classes in enumerate(cfg.task_classes) for k, name in enumerate(classes)]
+        self.place = {cfg.classes.index(name): (t, k) for t, k, name in names}
+        self.label = {(t, k): cfg.classes.index(name) for t, k, name in names}
+
+    def forward(self, neck: Tensor) -> list[dict[str, Tensor]]:
+        """(B, N, H, W) -> per task {map: (B, channels, H, W)}, in float32 whatever autocast does above."""
+        shared = self.shared(neck)
+        return [{name: branch(shared).float() for name, branch in task.items()} for task in self.tasks]
+
+    # ------------------------------------------------------------------ training
+
+    def loss(self, maps: list[dict[str, Tensor]], boxes: list[Tensor], labels: list[Tensor]) -> dict[str, Tensor]:
+        """Eq. 10's L_cls and gamma * L_reg, summed over tasks: {"cls": scalar, "reg": scalar}.
+
+        boxes: per scan (M, 7); labels: per scan (M,) indices into Config.classes.
+        """
+        cls, reg = [], []
+        for t, task in enumerate(maps):
+            target = self.targets(t, boxes, labels, task["heatmap"].shape)
+            cls.append(focal_loss(task["heatmap"], target["heatmap"]))
+            predicted = torch.cat([task[name] for name in self.MAPS], dim=1)  # (B, 8, H, W)
+            b, i, j = target["cell"].unbind(1)
+            at_objects = predicted[b, :, i, j]  # (M_task, 8)
+            # Sum over objects / number of objects, per code, then the sum over codes (code weights are all 1).
+            count = mean_over_processes(predicted.new_tensor(float(len(b)))).clamp(min=1)
+            reg.append((at_objects - target["code"]).abs().sum() / count)
+        return {"cls": torch.stack(cls).sum(), "reg": self.cfg.loc_weight * torch.stack(reg).sum()}
+
+    def targets(self, task: int, boxes: list[Tensor], labels: list[Tensor], shape: torch.Size) -> dict[str, Tensor]:
+        """Heat map and box codes of the objects of one task.
+
+        Returns heatmap (B, K, H, W) with a Gaussian of peak 1 at every object's cell, cell (M, 3) = (scan, i, j) and
+        code (M, 8) = offset x, y | z | log length, width, height | cos, sin. Objects outside the map are left out.
+        """
+        batch, _, height, width = shape
+        device = boxes[0].device
+        scan = torch.cat([torch.full((len(b),), n, device=device) for n, b in enumerate(boxes)])
+        box, label = torch.cat(boxes).float(), torch.cat(labels)
+        inside_task = torch.tensor([self.place[k][1] if self.place[k][0] == task else -1
+                                    for k in range(len(self.cfg.classes))], device=device)  # fmt: skip
+        kind = inside_task[label]
+        x, y = self.to_cells(box[:, 0], box[:, 1])
+        keep = (kind >= 0) & (x >= 0) & (y >= 0) & (x < width) & (y < height)
+        scan, box, kind, x, y = scan[keep], box[keep], kind[keep], x[keep], y[keep]
+        j, i = x.long(), y.long()  # floor: both are >= 0
+        code = torch.stack([x - j, y - i, box[:, 2], *box[:, 3:6].log().unbind(1),
+                            box[:, 6].cos(), box[:, 6].sin()], dim=1)  # fmt: skip
+        radius = self.radius(box)
+        heatmap = draw_gaussians(scan * shape[1] + kind, i, j, radius, (batch * shape[1], height, width))
+        return {"heatmap": heatmap.view(shape), "cell": torch.stack([scan, i, j], dim=1), "code": code}
+
+    def to_cells(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Metres -> cells, as real numbers; a cell's corner is an integer."""
+        g = self.geometry
+        return (x - g.x0) / g.cell_x, (y - g.y0) / g.cell_y
+
+    def radius(self, box: Tensor) -> Tensor:
+        """Radius of each box's Gaussian in cells, (n,) integers >= 2."""
+        g = self.geometry
+        return gaussian_radius(box[:, 3] / g.cell_x, box[:, 4] / g.cell_y).clamp(min=2).long()
+
+    # ------------------------------------------------------------------ inference
+
+    @torch.no_grad()
+    def decode(self, maps: list[dict[str, Tensor]]) -> list[Detections]:
+        """Boxes of every scan, best first, after the score threshold and rotated NMS inside each task."""
+        found = []
+        for b in range(len(maps[0]["heatmap"])):
+            per_task = []
+            for t, task in enumerate(maps):
+                box, score, label, _ = self._best(t, {k: v[b] for k, v in task.items()}, MAX_OBJECTS, peaks=False)
+                keep = score > self.cfg.score_threshold
+                box, score, label = box[keep], score[keep], label[keep]
+                keep = box_ops.nms(box, score, self.cfg.nms_iou, MAX_OBJECTS)
+                per_task.append((box[keep], score[keep], label[keep]))
+            box, score, label = (torch.cat(part) for part in zip(*per_task, strict=True))
+            order = score.argsort(descending=True, stable=True)
+            found.append(Detections(box[order], score[order], label[order]))
+        return found
+
+    @torch.no_grad()
+    def proposals(self, maps: list[dict[str, Tensor]], score: float, limit: int) -> Tensor:
+        """Regions the head proposes for distillation: (R, 5) = scan, x0, y0, x1, y1 in metres. Detached.
+
+        A region is the square of 2r + 1 cells around a peak of the heat map, r the radius of the Gaussian that the
+        decoded box would get as a training target ("the Gaussian area of a heat-map peak").
+        """
+        # UNSPECIFIED: what a peak is, how many and above which score. Ours: local maxima of 3 x 3 cells in their own
+        # class's map, score above `proposal_score`, the best `proposals` of a scan over all tasks; no NMS.
+        g, regions = self.geometry, []
+        for b in range(len(maps[0]["heatmap"])):
+            parts = [self._best(t, {k: v[b] for k, v in task.items()}, limit, peaks=True) for t, task in enumerate(maps)]
+            box, value, _, cell = (torch.cat(part) for part in zip(*parts, strict=True))
+            best = value.argsort(descending=True, stable=True)[:limit]
+            best = best[value[best] > score]
+            i, j = cell[best].unbind(1)
+            r = self.radius(box[best])
+            regions.append(torch.stack([
+                torch.full_like(r, b), g.x0 + (j - r) * g.cell_x, g.y0 + (i - r) * g.cell_y,
+                g.x0 + (j + r + 1) * g.cell_x, g.y0 + (i + r + 1) * g.cell_y], dim=1))  # fmt: skip
+        return torch.cat(regions).float()
+
+    def _best(self, t: int, task: dict[str, Tensor], limit: int, peaks: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The best cells of one scan and task: boxes (n, 7), scores (n,), labels (n,), cells (n, 2) = i, j."""
+        heat = task["heatmap"].sigmoid()  # (K, H, W)
+        if peaks:
+            heat = torch.where(heat == F.max_pool2d(heat, 3, 1, 1), heat, 0.0)
+        classes, height, width = heat.shape
+        score, flat = heat.flatten().topk(min(limit, heat.numel()))
+        kind, cell = flat // (height * width), flat % (height * width)
+        i, j = cell // width, cell % width
+        code = torch.cat([task[name] for name in self.MAPS])[:, i, j].T  # (n, 8)
+        g = self.geometry
+        box = torch.cat([
+            (g.x0 + (j + code[:, 0]) * g.cell_x)[:, None], (g.y0 + (i + code[:, 1]) * g.cell_y)[:, None], code[:, 2:3],
+            code[:, 3:6].clamp(-5, 5).exp(), torch.atan2(code[:, 7:8], code[:, 6:7])], dim=1)  # fmt: skip
+        label = torch.tensor([self.label[t, k] for k in range(classes)], device=heat.device)[kind]
+        return box, score, label, torch.stack([i, j], dim=1)
+
+
+def _conv_norm_relu(in_channels: int, out_channels: int) -> nn.Sequential:
+    # eps and momentum are torch's defaults here, unlike in the backbone; the bias before a norm is as published.
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, padding=1), BatchNorm(out_channels), nn.ReLU())
+
+
+def _branch(channels: int, out_channels: int) -> nn.Sequential:
+    branch = nn.Sequential(*_conv_norm_relu(channels, channels), nn.Conv2d(channels, out_channels, 3, padding=1))
+    for layer in branch:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    return branch
+
+
+# ------------------------------------------------------------------ pure functions
+
+
+def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Penalty-reduced focal loss of CornerNet / CenterNet (alpha 2, beta 4), divided by the number of peaks.
+
+    logits, target: (B, K, H, W); target is 1 at object cells and falls off as a Gaussian around them.
+    """
+    p = logits.sigmoid().clamp(1e-4, 1 - 1e-4)
+    peak = target == 1
+    at_peak = (1 - p).square() * p.log()
+    elsewhere = p.square() * (1 - p).log() * (1 - target).pow(4)
+    total = -torch.where(peak, at_peak, elsewhere).sum()
+    count = mean_over_processes(peak.sum().to(total.dtype))
+    return total / torch.where(count > 0, count, torch.ones_like(count))
+
+
+def gaussian_radius(length: Tensor, width: Tensor, overlap: float = 0.1) -> Tensor:
+    """CornerNet's radius: how far both corners may move, in cells, so that the box keeps `overlap` with the truth.
+
+    length, width: (n,) cells. The three quadratics are divided by 2 instead of 2a, as in CornerNet's code and every
+    detector after it; correcting that would change all published heat maps.
+    """
+    s, p = length + width, length * width
+    r1 = (s + (s * s - 4 * p * (1 - overlap) / (1 + overlap)).clamp(min=0).sqrt()) / 2
+    r2 = (2 * s + (4 * s * s - 16 * (1 - overlap) * p).clamp(min=0).sqrt()) / 2
+    b3 = -2 * overlap * s
+    r3 = (b3 + (b3 * b3 - 16 * overlap * (overlap - 1) * p).sqrt()) / 2
+    return torch.minimum(torch.minimum(r1, r2), r3)
+
+
+def draw_gaussians(plane: Tensor, i: Tensor, j: Tensor, radius: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Maps (P, H, W) with a Gaussian of peak 1, sigma (2r + 1) / 6, cut at r cells, at every (plane, i, j).
+
+    plane, i, j, radius: (M,) integers. Where Gaussians meet, the larger value stays.
+    """
+    planes, height, width = shape
+    maps = torch.zeros(planes, height * width, device=i.device)
+    if len(i) == 0:
+        return maps.view(shape)
+    dy = (torch.arange(height, device=i.device) - i[:, None]).abs()  # (M, H)
+    dx = (torch.arange(width, device=i.device) - j[:, None]).abs()  # (M, W)
+    two_sigma2 = 2 * ((2 * radius + 1) / 6).square()
+    gy = torch.exp(-dy.square() / two_sigma2[:, None]) * (dy <= radius[:, None])
+    gx = torch.exp(-dx.square() / two_sigma2[:, None]) * (dx <= radius[:, None])
+    gaussians = (gy[:, :, None] * gx[:, None, :]).flatten(1)  # (M, H*W)
+    maps.scatter_reduce_(0, plane[:, None].expand_as(gaussians), gaussians, "amax")
+    return maps.view(shape)

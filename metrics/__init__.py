@@ -1,0 +1,1 @@
+"""The official metrics, computed from saved results; they know nothing of models."""

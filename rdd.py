@@ -1,0 +1,241 @@
+"""RDD: Representation Disparity-aware Distillation (Li et al., ICCV 2023).   (reads after: detector.py  next: train.py)
+
+A compact student cannot copy its teacher everywhere. RDD looks where either of the two believes an object is, measures
+how far their features disagree there (the representation disparity), keeps the disparate regions, and pulls the
+student's features and class scores towards the teacher's in those only.
+
+    proposals of teacher (M) and student (N) -> M + N region pairs (R^S, R^T), the same place in both
+    Eq. 2 normalise -> Eq. 3 I(R^S; R^T) per pair -> Eq. 5 m* by selection -> Eq. 8 L_feat, Eq. 9 L_logit -> Eq. 10
+
+One function per equation, in their order; `RDD`, at the end, runs them. The paper leaves much open: every choice is
+tagged UNSPECIFIED beside its line, and the alternatives are fields of `Config`.
+dims: B scans · R = M + N region pairs · C neck channels · K classes · S x S cells of a cropped region
+`_s` student, `_t` teacher. Regions are (R, 5): scan, x0, y0, x1, y1 in METRES, so that the two grids may differ.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from config import Config
+from detector import Output
+from heads import Geometry
+from parallel import BatchNorm, mean_over_processes
+
+
+def bilateral_regions(out_s: Output, out_t: Output, score: float, limit: int) -> tuple[Tensor, Tensor]:
+    """The M + N regions of Sec. 3: what the teacher proposes and what the student proposes, the latter detached.
+
+    Returns regions (R, 5) and side (R,), 0 for a teacher's and 1 for a student's proposal.
+    """
+    regions_t, regions_s = (out.proposals(score, limit) for out in (out_t, out_s))
+    side = torch.cat([torch.zeros(len(regions_t)), torch.ones(len(regions_s))]).to(regions_t.device, torch.int64)
+    return torch.cat([regions_t, regions_s]), side
+
+
+def roi_align(maps: Tensor, regions: Tensor, geometry: Geometry, size: int) -> Tensor:
+    """phi of Eq. 8: (B, C, H, W) maps, (R, 5) regions in metres -> (R, C, S, S), bilinear at the S x S bin centres.
+
+    RoI Align with one sample a bin. Outside the map its border value counts. Gradients reach the maps, not the regions.
+    """
+    _, channels, height, width = maps.shape
+    scan, x0, y0, x1, y1 = regions.unbind(1)
+    bins = (torch.arange(size, device=maps.device) + 0.5) / size  # (S,) in (0, 1)
+    # grid_sample's frame: the map spans [-1, 1], a cell's centre is not its corner (align_corners=False)
+    x = ((x0[:, None] + (x1 - x0)[:, None] * bins) - geometry.x0) / (geometry.cell_x * width) * 2 - 1  # (R, S)
+    y = ((y0[:, None] + (y1 - y0)[:, None] * bins) - geometry.y0) / (geometry.cell_y * height) * 2 - 1
+    grid = torch.stack([x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], dim=-1)  # (R, S, S, 2)
+    out = maps.new_zeros(len(regions), channels, size, size)
+    for b in range(len(maps)):  # grid_sample wants one grid a map: stack a scan's regions on top of each other
+        mine = (scan == b).nonzero()[:, 0]
+        if len(mine):
+            sampled = F.grid_sample(maps[b : b + 1], grid[mine].view(1, -1, size, 2).to(maps.dtype), "bilinear",
+                                    "border", align_corners=False)  # (1, C, r*S, S)  # fmt: skip
+            out = out.index_copy(0, mine, sampled[0].view(channels, -1, size, size).transpose(0, 1))
+    return out
+
+
+def normalise(region: Tensor, kind: str, axis: str = "channel", tau: float = 4.0) -> Tensor:
+    """Eq. 2: the region's features made comparable between two models of different magnitude. (R, C, S, S) both ways.
+
+    softmax      exp(R_c / tau) / sum_c' exp(R_c' / tau), over channels at each cell as printed, or (axis "spatial")
+                 over the cells of each channel
+    none         the features as they are
+    standardise  zero mean and unit norm over the whole region: then d^2 = 2 (1 - rho), rho the correlation of the pair
+    """
+    # UNSPECIFIED: the softmax as printed shrinks both losses below 1 % of the detection gradient (LOG.md). It stays
+    # selectable; the default is chosen by what the student gains.
+    if kind == "softmax" and axis == "channel":
+        return (region / tau).softmax(dim=1)
+    if kind == "softmax":
+        return (region / tau).flatten(2).softmax(dim=2).view_as(region)
+    if kind == "standardise":
+        centred = region - region.mean(dim=(1, 2, 3), keepdim=True)
+        return F.normalize(centred.flatten(1), dim=1).view_as(region)
+    return region
+
+
+def disparity(region_s: Tensor, region_t: Tensor) -> Tensor:
+    """d_i = || Rhat_i^S - Rhat_i^T ||_2 over the whole region: (R,). The distance of Eq. 8, unsquared as printed."""
+    return torch.linalg.vector_norm((region_s - region_t).flatten(1), dim=1)  # its gradient at 0 is 0, not NaN
+
+
+def information(region_s: Tensor, region_t: Tensor, estimator: str) -> Tensor:
+    """Eq. 3: I(Rhat^S; Rhat^T) = H(Rhat^S) - H(Rhat^S | Rhat^T) of every pair, (R,). Smaller = more disparate.
+
+    distance  I := -d: H(Rhat^S) is a constant and the conditional entropy becomes a norm, the paper's own step from
+              Eq. 7 to Eq. 8
+    gaussian  -1/2 log(1 - rho^2) nats for jointly Gaussian features with correlation rho; 0 where rho <= 0
+    """
+    # UNSPECIFIED: the paper names no estimator of I. Ours uses for selecting what it uses for training.
+    if estimator == "distance":
+        return -disparity(region_s, region_t)
+    s, t = (normalise(r, "standardise").flatten(1) for r in (region_s, region_t))
+    rho = (s * t).sum(dim=1).clamp(0, 1 - 1e-6)
+    return -0.5 * torch.log1p(-rho.square())
+
+
+def naive_total(info: Tensor) -> Tensor:
+    """Eq. 4: the plain sum over all pairs; what Eq. 7 becomes with m = 1."""
+    return info.sum()
+
+
+def inner_objective(m: Tensor, info: Tensor, lam: float | Tensor) -> Tensor:
+    """Eq. 5's objective, sum_i m_i I_i + lambda ||m||_1, which the selection minimises over m in [0, 1]^R."""
+    return (m * info).sum() + (lam * m.abs()).sum()
+
+
+def solve_selection(info: Tensor, scan: Tensor, rule: str, lam: float, fraction: float) -> Tensor:
+    """Eq. 5: m* = argmin of `inner_objective`, clipped to [0, 1]; (R,) weights. Solved in closed form, every step (Eq. 6).
+
+    threshold  Eq. 5 as it stands: it is linear in m, so m_i* = 1[I_i + lambda <= 0] = 1[d_i >= lambda]
+    relative   the same with lambda in units of the mean d of the pair's scan
+    top        the same with, in each scan, the lambda that keeps this fraction of its pairs, the most disparate
+    soft       one projected gradient step of size 1/lambda from m = 1: m_i = clip(d_i / lambda)
+    gaussian   info from the Gaussian estimator, measured from the best-agreeing pair of the scan
+    all        m = 1
+    In all of them but `top` and `all`, lambda = 0 keeps every pair and a larger lambda fewer, as the paper states.
+    """
+    # UNSPECIFIED: with I >= 0 Eq. 5 is minimised by m = 0, selecting nothing, so I must be signed: I = -d, or I - max I.
+    if rule == "all":
+        return torch.ones_like(info)
+    if rule == "soft":
+        return (-info / lam).clamp(0, 1) if lam > 0 else torch.ones_like(info)
+    if rule == "threshold":
+        return (info + lam <= 0).to(info.dtype)
+    m = torch.zeros_like(info)
+    for b in scan.unique():  # per scan: the same selection however a batch is split over processes
+        mine = (scan == b).nonzero()[:, 0]
+        if rule == "relative":
+            m[mine] = (info[mine] <= lam * info[mine].mean()).to(info.dtype)
+        elif rule == "gaussian":
+            m[mine] = (info[mine] - info[mine].max() + lam <= 0).to(info.dtype)
+        elif rule == "top":
+            keep = max(1, round(fraction * len(mine)))
+            m[mine[info[mine].topk(keep, largest=False).indices]] = 1
+    return m
+
+
+def selected_information(info: Tensor, m: Tensor) -> Tensor:
+    """Eq. 7: sum_i m_i* I_i, the part of the teacher's information that the student is asked to take over."""
+    return (m * info).sum()
+
+
+def feature_loss(d: Tensor, m: Tensor) -> Tensor:
+    """Eq. 8: L_feat = 1/(M+N) sum_i m_i* d_i. Zero, with a gradient path, when there are no pairs."""
+    return (m * d).sum() / _pairs(d)
+
+
+def logit_loss(p_cls_s: Tensor, p_cls_t: Tensor, m: Tensor, reduce: str,
+               p_reg_s: Tensor | None = None, p_reg_t: Tensor | None = None) -> Tensor:  # fmt: skip
+    """Eq. 9: L_logit = 1/(M+N) sum_i m_i* (||p_cls^S - p_cls^T||_1 + ||p_reg^S - p_reg^T||_1).
+
+    p_cls: (R, K, S, S) class probabilities over the region; p_reg likewise, None for centre heads as the paper says.
+    reduce: the 1-norm's "sum" over K x S x S values, or their "mean".
+    """
+    # UNSPECIFIED: over what a centre head's p_cls is taken, sum or mean; it changes alpha2 by K*S*S = 147.
+    distance = (p_cls_s - p_cls_t).abs().flatten(1)
+    per_pair = distance.mean(dim=1) if reduce == "mean" else distance.sum(dim=1)
+    if p_reg_s is not None:
+        distance = (p_reg_s - p_reg_t).abs().flatten(1)
+        per_pair = per_pair + (distance.mean(dim=1) if reduce == "mean" else distance.sum(dim=1))
+    return (m * per_pair).sum() / _pairs(per_pair)
+
+
+def _pairs(per_pair: Tensor) -> Tensor:
+    """M + N, counted over all processes and at least 1."""
+    return mean_over_processes(per_pair.new_tensor(float(len(per_pair)))).clamp(min=1)
+
+
+def total_loss(detection: dict[str, Tensor], distillation: dict[str, Tensor]) -> Tensor:
+    """Eq. 10: L = L_cls + gamma L_reg + alpha1 L_feat + alpha2 L_logit. All terms come weighted, so it is their sum."""
+    return torch.stack([*detection.values(), *distillation.values()]).sum()
+
+
+class RDD(nn.Module):
+    """Everything of RDD that is trained (psi) and the order in which the equations are used.
+
+    psi: 1x1 convolution, batch norm, ReLU, from the student's channels to the teacher's. It belongs to the training
+    run, not to the student: it is thrown away afterwards.
+    """
+
+    def __init__(self, cfg: Config, channels_s: int, channels_t: int) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.psi = nn.Sequential(nn.Conv2d(channels_s, channels_t, 1, bias=False), BatchNorm(channels_t), nn.ReLU())
+
+    def forward(self, out_s: Output, out_t: Output) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The weighted terms of Eq. 10 ({"feat", "logit"}) and what is worth seeing of the step.
+
+        The second: regions (R, 5), side (R,), d (R,), m (R,), all detached. With no proposals on either side both
+        terms are zero. out_t must come from a frozen teacher under no_grad.
+        """
+        cfg = self.cfg
+        regions, side = bilateral_regions(out_s, out_t, cfg.proposal_score, cfg.proposals)
+        region_s, region_t = self.crop(out_s, regions, out_t)
+        d = disparity(region_s, region_t)
+        with torch.no_grad():  # Eq. 6: the inner problem is solved first and is constant for the outer one
+            estimator = "gaussian" if cfg.select == "gaussian" else "distance"
+            info = information(region_s, region_t, estimator)
+            m = solve_selection(info, regions[:, 0], cfg.select, cfg.lam, cfg.fraction)
+
+        size = 1 if cfg.p_cls == "peak" else cfg.roi_size
+        p_cls_s, p_cls_t = (roi_align(out.class_logits.sigmoid(), regions, out.geometry, size) for out in (out_s, out_t))
+        p_reg_s, p_reg_t = (None if out.regression is None else roi_align(out.regression, regions, out.geometry, size)
+                            for out in (out_s, out_t))  # fmt: skip
+        terms = {"feat": cfg.alpha1 * feature_loss(d, m),
+                 "logit": cfg.alpha2 * logit_loss(p_cls_s, p_cls_t, m, cfg.p_cls, p_reg_s, p_reg_t)}  # fmt: skip
+        return terms, {"regions": regions, "side": side, "d": d.detach(), "m": m}
+
+    def crop(self, out_s: Output, regions: Tensor, out_t: Output) -> tuple[Tensor, Tensor]:
+        """The pairs (Rhat^S through psi, Rhat^T), each (R, C_t, S, S)."""
+        cfg = self.cfg
+        region_s = roi_align(out_s.neck.float(), regions, out_s.geometry, cfg.roi_size)
+        region_t = roi_align(out_t.neck.float(), regions, out_t.geometry, cfg.roi_size)
+        # UNSPECIFIED: Eq. 8 prints psi around the normalised region, but a distribution over the student's channels
+        # cannot meet one over the teacher's, and Eq. 3 needs both. psi-first normalises what is compared.
+        if cfg.psi_order == "psi-first":
+            region_s = normalise(self.psi(region_s), cfg.normalise, cfg.softmax_axis, cfg.tau)
+        else:
+            region_s = self.psi(normalise(region_s, cfg.normalise, cfg.softmax_axis, cfg.tau))
+        return region_s, normalise(region_t, cfg.normalise, cfg.softmax_axis, cfg.tau)
+
+
+def summary(seen: dict[str, Tensor]) -> dict[str, float]:
+    """Numbers of one step for the log: pairs per side, selected fraction, quantiles of d."""
+    d, m = seen["d"], seen["m"]
+    log = {"pairs_t": float((seen["side"] == 0).sum()), "pairs_s": float((seen["side"] == 1).sum())}
+    if len(d):
+        log["selected"] = float((m > 0).float().mean())
+        quantiles = d.quantile(d.new_tensor([0.05, 0.25, 0.5, 0.75, 0.95])).tolist()
+        log |= {f"d_{name}": value for name, value in zip(("05", "25", "50", "75", "95"), quantiles, strict=True)}
+    return log
+
+
+def gradient_norms(terms: dict[str, Tensor], neck: Tensor) -> dict[str, float]:
+    """Norm of each term's gradient on the student's neck: how hard each pulls. Share = norm / detection's norm."""
+    norms = {}
+    for name, term in terms.items():
+        (grad,) = torch.autograd.grad(term, neck, retain_graph=True, allow_unused=True)
+        norms[name] = 0.0 if grad is None else float(torch.linalg.vector_norm(grad))
+    return norms

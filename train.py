@@ -1,0 +1,397 @@
+"""Train a LiDAR detector, and distil a compact student from it.   (reads after: rdd.py  next: evaluate.py)
+
+    python train.py --teacher --student                 the main job: teacher, then a student distilled with RDD
+    python train.py --student --method none             the same student without a teacher, to compare with
+    python train.py --teacher                           the teacher alone
+    python train.py --data kitti --root /data/kitti --teacher cp-voxel --student cp-voxel-s
+    python train.py --teacher runs/NAME/last.pt --student cp-voxel-xxs-cpu --lr 0.002 --seed 1
+
+--teacher and --student take a preset or a checkpoint; without a value, the data set's default pair. A teacher given by
+preset is trained first, or taken from runs/ if it is there. Without data on the disk the simulated set is made and
+used. A run is a folder, runs/NAME; the same command continues it where it stopped, exactly. Results: last.pt, best.pt,
+metrics.jsonl. Many processes: torchrun --nproc-per-node 8 train.py ... with the same meaning of every option.
+"""
+
+import json
+import math
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from config import (DATA, DEFAULT_PAIR, DISTIL, MODEL, OPTIM, PRESETS, READINGS, RUN, ArgumentParser, Config, InputError,
+                    add_options, did_you_mean, from_json, override, preset, run_cli, show, to_json)  # fmt: skip
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from data.kitti import Kitti
+    from detector import Detector
+
+DEFAULT = "(default)"
+DEFAULT_ROOT = {"sim": Path("datasets/sim-kitti"), "kitti": Path("datasets/kitti")}
+
+
+# ------------------------------------------------------------------ the loop
+
+
+def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers: int = 0,
+          stop_after: int | None = None) -> "Detector":  # fmt: skip
+    """Train one detector into `folder`, from where it stopped; with a teacher and `cfg.method` rdd, distil.
+
+    `stop_after` leaves the run unfinished at that step (it can be continued). Returns the detector in eval mode.
+    Raises InputError when a loss is not finite, naming the term and the frames.
+    """
+    import torch
+    from tqdm import tqdm
+
+    import parallel
+    from data.batch import TrainingFrames, steps_per_epoch, training_batches
+    from detector import build
+    from rdd import RDD, gradient_norms, summary, total_loss
+
+    rank, world, device = parallel.start()
+    if cfg.batch_size % world:
+        raise InputError(f"--batch-size {cfg.batch_size}: expected a multiple of the {world} processes")
+    frames, validation = open_data(cfg, "train"), open_data(cfg, "val")
+    student = build(cfg).to(device)
+    distil = None
+    if teacher is not None and cfg.method == "rdd":
+        # The teacher stays outside the student: frozen, in eval mode, never in the checkpoint.
+        teacher = teacher.to(device).eval().requires_grad_(False)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(cfg.seed)
+            distil = RDD(cfg, student.backbone.out_channels, teacher.backbone.out_channels).to(device)
+    shared_input = distil is not None and teacher.shares_input(student)
+
+    parameters = list(student.parameters()) + (list(distil.parameters()) if distil else [])
+    optimizer = torch.optim.AdamW(parameters, lr=cfg.lr, weight_decay=cfg.weight_decay, betas=(0.95, 0.99))
+    scaler = torch.amp.GradScaler(device.type, enabled=cfg.amp and device.type == "cuda")
+    per_epoch = steps_per_epoch(len(frames), cfg.batch_size)
+    last_step = per_epoch * cfg.epochs
+    run = RunFolder(folder, cfg, student, distil, optimizer, scaler)
+    step = run.restore()
+    stop = min(last_step, stop_after or last_step)
+
+    student.train()
+    batches = training_batches(TrainingFrames(frames, cfg, object_database(cfg, frames)), step, stop, workers, rank, world)
+    bar = tqdm(batches, total=last_step, initial=step, desc=folder.name, unit="step", disable=rank > 0, dynamic_ncols=True)
+    began = time.perf_counter()
+    for batch in bar:
+        lr, beta1 = one_cycle(step, last_step, cfg.lr)
+        for group in optimizer.param_groups:
+            group["lr"], group["betas"] = lr, (beta1, 0.99)
+
+        batch = batch.to(device)
+        seen: dict[str, Tensor] = {}
+        with torch.autocast(device.type, dtype=torch.float16, enabled=scaler.is_enabled()):
+            x = student.prepare(batch)
+            if distil is not None:
+                with torch.no_grad():
+                    out_t = teacher(x if shared_input else teacher.prepare(batch))
+            out_s = student(x)
+            detection = student.loss(out_s, batch)
+            distillation = {}
+            if distil is not None:
+                distillation, seen = distil(out_s, out_t)
+            loss = total_loss(detection, distillation)
+        check_finite({**detection, **distillation}, batch.ids, step)
+
+        log_now = step % cfg.log_every == 0 or step + 1 == last_step
+        # Which term pulls how hard on the student's neck: ten times a run, because it costs extra backward passes.
+        shares = {}
+        if distil is not None and step % max(1, last_step // 10) == 0:
+            pulls = gradient_norms({"detection": total_loss(detection, {}), **distillation}, out_s.neck)
+            shares = {f"pull_{name}": value for name, value in pulls.items()}
+
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        parallel.average_gradients(parameters)
+        scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, cfg.clip)
+        scaler.step(optimizer)
+        scaler.update()
+        step += 1
+
+        if log_now or shares:
+            terms = {k: float(parallel.mean_over_processes(v)) for k, v in {**detection, **distillation}.items()}
+            record = {"step": step, "epoch": step / per_epoch, "loss": sum(terms.values()), **terms, "lr": lr,
+                      "grad_norm": float(norm), **shares, **(summary(seen) if seen else {})}  # fmt: skip
+            run.log("train", record, run.seconds + time.perf_counter() - began)
+            bar.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
+        epoch_ends = step % per_epoch == 0
+        if epoch_ends or step == stop:
+            run.seconds += time.perf_counter() - began
+            if step == last_step or (epoch_ends and step // per_epoch % cfg.eval_every == 0):
+                run.evaluate(step, step / per_epoch, validation, device)
+            run.save(step)
+            began = time.perf_counter()
+    return student.eval()
+
+
+def one_cycle(step: int, steps: int, peak: float, warm: float = 0.4, start: float = 10, end: float = 1e5) -> tuple[float, float]:
+    """Learning rate and AdamW's beta1 at a step: peak/10 up to peak in the first 40 %, down to peak/1e5, both as half
+    a cosine; beta1 runs the other way, .95 -> .85 -> .95. A function of the step, so resuming needs no state."""
+    turn = warm * steps
+    if step < turn:
+        up = (1 - math.cos(math.pi * step / turn)) / 2
+        return peak / start + (peak - peak / start) * up, 0.95 - 0.1 * up
+    down = (1 - math.cos(math.pi * (step - turn) / max(1, steps - turn))) / 2
+    return peak + (peak / end - peak) * down, 0.85 + 0.1 * down
+
+
+def check_finite(terms: dict[str, "Tensor"], ids: list[str], step: int) -> None:
+    """Stop at the first loss that is NaN or infinite; weights and checkpoint are still those before it."""
+    for name, value in terms.items():
+        if not value.isfinite():
+            raise InputError(f"step {step}: loss term {name!r} is {float(value)} on frames {', '.join(ids)}; the last "
+                             "checkpoint is intact. Halve --lr, or look at these frames with plot.py")  # fmt: skip
+
+
+# ------------------------------------------------------------------ data
+
+
+def open_data(cfg: Config, split: str) -> "Kitti":
+    """The data set a config names; `split` is train or val, or both are the frames the user chose."""
+    from data.kitti import Kitti
+
+    return Kitti(cfg.root, split, cfg.frames, cfg.fov_only)
+
+
+def object_database(cfg: Config, frames: "Kitti") -> Any:
+    """The objects that ground-truth paste draws from, or None when it is off. Built once, cached in the data's root."""
+    if not any(cfg.paste):
+        return None
+    import hashlib
+
+    from data.augment import ObjectDatabase
+
+    chosen = hashlib.sha256(repr((frames.ids, cfg.classes, cfg.fov_only)).encode()).hexdigest()[:12]
+    path = Path(cfg.root) / f"objects-{chosen}.npz"
+    if path.is_file():
+        return ObjectDatabase.load(path)
+    database = ObjectDatabase.build(frames, cfg.classes)
+    try:
+        database.save(path)
+    except OSError:
+        print(f"{path}: cannot be written; the objects for ground-truth paste stay in memory")
+    return database
+
+
+def prepare_data(cfg: Config, workers: int) -> Config:
+    """Fill in the root, and make the simulated set if it is what is asked for and is not there."""
+    if cfg.data == "sim":
+        from data.simulate import simulate
+
+        root = Path(cfg.root) if cfg.root else DEFAULT_ROOT["sim"]
+        if not (root / "ImageSets" / "val.txt").is_file():
+            print(f"no data in {root}: simulating it (pass --data kitti --root DIR for real data)")
+            simulate(root, workers=workers)
+        return replace(cfg, root=str(root))
+    return replace(cfg, root=cfg.root or str(DEFAULT_ROOT[cfg.data]))
+
+
+# ------------------------------------------------------------------ a run is a folder
+
+
+class RunFolder:
+    """runs/NAME: config.json, command.txt, environment.txt, metrics.jsonl, last.pt, best.pt."""
+
+    def __init__(self, path: Path, cfg: Config, student: "Detector", distil: "nn.Module | None", optimizer: Any,
+                 scaler: Any) -> None:  # fmt: skip
+        self.path, self.cfg, self.student, self.distil = path, cfg, student, distil
+        self.optimizer, self.scaler = optimizer, scaler
+        self.seconds = 0.0  # spent training, evaluation left out
+        self.best = -1.0
+
+    def restore(self) -> int:
+        """The step to go on from: 0 in a new folder, else where last.pt stands. Raises InputError for another config."""
+        import parallel
+        from detector import load_weights, read_checkpoint
+
+        last = self.path / "last.pt"
+        if not last.is_file():
+            if parallel.rank() == 0:
+                self._begin()
+            return 0
+        content = read_checkpoint(last)
+        before, now = content["config"], json.loads(json.dumps(to_json(self.cfg)))
+        before = json.loads(json.dumps(before))
+        changed = [k for k in now if now[k] != before.get(k)]
+        if changed:
+            k = changed[0]
+            raise InputError(f"{self.path} holds a run with {k} = {before.get(k)}, this one has {now[k]}; choose another "
+                             "--name, or delete the folder")  # fmt: skip
+        load_weights(self.student, content["model"], last)
+        if self.distil is not None:
+            load_weights(self.distil, content["distil"], last)
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.scaler.load_state_dict(content["scaler"])
+        self.seconds, self.best = content["seconds"], content["best"]
+        if parallel.rank() == 0:
+            self._forget_after(content["step"])
+        return content["step"]
+
+    def _begin(self) -> None:
+        import torch
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "config.json").write_text(json.dumps(to_json(self.cfg), indent=1))
+        (self.path / "command.txt").write_text(shlex.join(sys.argv) + "\n")
+        commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False,
+                                cwd=Path(__file__).parent).stdout.strip()  # fmt: skip
+        (self.path / "environment.txt").write_text(
+            f"commit {commit or 'unknown'}\npython {platform.python_version()}\ntorch {torch.__version__}\n"
+            f"machine {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads\n"
+            f"gpu {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}\n")  # fmt: skip
+        (self.path / "metrics.jsonl").write_text("")
+
+    def _forget_after(self, step: int) -> None:
+        """Drop log lines of steps that were done after the checkpoint and will be done again."""
+        path = self.path / "metrics.jsonl"
+        lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+        path.write_text("".join(line + "\n" for line in lines))
+
+    def log(self, kind: str, record: dict[str, Any], seconds: float) -> None:
+        import parallel
+
+        if parallel.rank() == 0:
+            with open(self.path / "metrics.jsonl", "a") as file:
+                file.write(json.dumps({"kind": kind, **record, "seconds": round(seconds, 2)}) + "\n")
+
+    def evaluate(self, step: int, epoch: float, validation: "Kitti", device: Any) -> None:
+        import parallel
+        from evaluate import evaluate_detector, headline
+
+        result = evaluate_detector(self.student, validation, device)
+        self.student.train()
+        score = headline(result)
+        self.log("eval", {"step": step, "epoch": epoch, **score, "result": result}, self.seconds)
+        if parallel.rank() == 0:
+            print(f"{self.path.name}: epoch {epoch:g}: " + ", ".join(f"{k} {v:.2f}" for k, v in score.items()))
+        value = score["moderate_map_3d"]
+        if value > self.best:
+            self.best = value
+            self.save(step, "best.pt")
+
+    def save(self, step: int, name: str = "last.pt") -> None:
+        import parallel
+        from detector import save_checkpoint
+
+        if parallel.rank() == 0:
+            save_checkpoint(self.path / name, {
+                "format": 1, "config": to_json(self.cfg), "step": step, "seconds": self.seconds, "best": self.best,
+                "model": self.student.state_dict(), "distil": self.distil.state_dict() if self.distil else {},
+                "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()})  # fmt: skip
+
+
+# ------------------------------------------------------------------ command line
+
+
+def resolve(value: str, which: int, data: str) -> tuple[Config, Path | None]:
+    """What --teacher / --student names: its config, and its checkpoint if it is one."""
+    if value == DEFAULT:
+        return preset(DEFAULT_PAIR[data][which]), None
+    if value.endswith(".pt") or os.sep in value:
+        from detector import read_checkpoint
+
+        return from_json(read_checkpoint(value)["config"]), Path(value)
+    return preset(value), None
+
+
+def check_pair(teacher: Config, student: Config) -> None:
+    """A student learns class maps from its teacher: both must mean the same by them. Raises InputError."""
+    for name in ("classes", "task_classes", "point_features"):
+        if getattr(teacher, name) != getattr(student, name):
+            raise InputError(f"teacher {teacher.preset} and student {student.preset} differ in {name}: "
+                             f"{getattr(teacher, name)} and {getattr(student, name)}")  # fmt: skip
+
+
+def run_name(cfg: Config) -> str:
+    return f"{cfg.data}-{cfg.preset}-{cfg.method}-seed{cfg.seed}" if cfg.method != "none" else f"{cfg.data}-{cfg.preset}-seed{cfg.seed}"
+
+
+def parser() -> ArgumentParser:
+    p = ArgumentParser(prog="train.py", description=__doc__, epilog="presets: " + ", ".join(PRESETS))
+    p.add_argument("--teacher", nargs="?", const=DEFAULT, metavar="PRESET|CHECKPOINT", help="the detector to learn from")
+    p.add_argument("--student", nargs="?", const=DEFAULT, metavar="PRESET|CHECKPOINT",
+                   help="the detector to train; a checkpoint continues or repeats its run's config")  # fmt: skip
+    p.add_argument("--reading", choices=list(READINGS), default="default",
+                   help="how the paper's silences are read: printed = as printed [default]")  # fmt: skip
+    p.add_argument("--teacher-epochs", type=int, metavar="X", help="epochs of a teacher that is trained first [--epochs]")
+    p.add_argument("--name", metavar="X", help="folder of the run under --runs [DATA-PRESET-METHOD-seedN]")
+    p.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are kept [runs]")
+    p.add_argument("--workers", type=int, default=0, metavar="X", help="data loading processes; changes no result [0]")
+    p.add_argument("--stop-after", type=int, metavar="STEP", help="leave the run unfinished at this step")
+    p.add_argument("--print-config", action="store_true", help="print the complete config and exit")
+    add_options(p, (DATA, MODEL, OPTIM, DISTIL, RUN))
+    return p
+
+
+def main() -> None:
+    args = vars(parser().parse_args())
+    given = {f.name: args[f.name] for f in fields(Config) if f.name in args}
+    if args["teacher"] is None and args["student"] is None:
+        raise InputError("nothing to train: give --teacher, --student or both (see --help)")
+    data = given.get("data", "sim")
+    if data not in DEFAULT_PAIR:
+        raise InputError(f"--data: unknown data set {data!r}{did_you_mean(data, DEFAULT_PAIR)}")
+
+    # Data, optimisation and run options hold for both; model and distillation options are the student's.
+    distil_or_model = {f.name for f in fields(Config) if f.metadata.get("group") in (MODEL, DISTIL)}
+    common = {k: v for k, v in given.items() if k not in distil_or_model}
+    cfg_t = checkpoint = cfg_s = None
+    if args["teacher"] is not None:
+        cfg_t, checkpoint = resolve(args["teacher"], 0, data)
+        cfg_t = override(cfg_t, {**(common if args["student"] else given), "data": data, "method": "none"})
+        if args["teacher_epochs"]:
+            cfg_t = override(cfg_t, {"epochs": args["teacher_epochs"]})
+    if args["student"] is not None:
+        cfg_s, _ = resolve(args["student"], 1, data)
+        method = {} if cfg_t is not None else {"method": "none"}
+        cfg_s = override(cfg_s, {**READINGS[args["reading"]], **method, "data": data, **given})
+        if cfg_s.method != "none" and cfg_t is None:
+            raise InputError(f"--method {cfg_s.method}: needs a --teacher to learn from")
+        if cfg_t is not None:
+            check_pair(cfg_t, cfg_s)
+    if args["print_config"]:
+        print("\n\n".join(show(c) for c in (cfg_t, cfg_s) if c is not None))
+        return
+    run_jobs(cfg_t, checkpoint, cfg_s, args)
+
+
+def run_jobs(cfg_t: Config | None, checkpoint: Path | None, cfg_s: Config | None, args: dict[str, Any]) -> None:
+    """Teacher (loaded, or trained first), its AP, then the student."""
+    from detector import load_detector
+    from evaluate import evaluate_detector, headline
+
+    base = prepare_data(cfg_s or cfg_t, args["workers"])
+    teacher = None
+    if cfg_t is not None:
+        cfg_t = replace(cfg_t, root=base.root)
+        if checkpoint is not None:
+            teacher, _ = load_detector(checkpoint)
+        else:
+            name = args["name"] if args["name"] and cfg_s is None else run_name(cfg_t)
+            teacher = train(cfg_t, args["runs"] / name, None, args["workers"], None if cfg_s else args["stop_after"])
+    if cfg_s is None:
+        return
+    cfg_s = replace(cfg_s, root=base.root)
+    if teacher is not None:
+        # A teacher that was loaded wrongly teaches nonsense, silently: look at its AP before a long run.
+        import parallel
+
+        _, _, device = parallel.start()
+        score = headline(evaluate_detector(teacher.to(device), open_data(cfg_s, "val"), device))
+        if parallel.rank() == 0:
+            print("teacher: " + ", ".join(f"{k} {v:.2f}" for k, v in score.items()) + "  (if this is low, stop here)")
+    train(cfg_s, args["runs"] / (args["name"] or run_name(cfg_s)), teacher, args["workers"], args["stop_after"])
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,129 @@
+"""Voxels: from a list of points to the occupied cells of a grid.   (reads after: boxes.py   next: sparse.py)
+
+dims: N points of all B scans of a batch · F values a point (x, y, z, intensity, ...) · V occupied voxels ·
+      D, H, W cells along z, y, x
+
+A LiDAR scan fills about one cell in a thousand, so a voxel is a row in a list (batch, z, y, x), not an entry of a
+dense array. One stable sort does the work: give each point the number of its cell, sort, and the points of a voxel
+lie side by side:
+
+    cell of each point    7  2  7  9  2  7          (in the order the scanner saw them)
+    sorted, stable        2  2 | 7  7  7 | 9        <- three runs = three voxels
+    point                 1  4 | 0  2  5 | 3        <- first point of a run = first appearance of the voxel
+    place in its run      0  1 | 0  1  2 | 0        <- "keep the first P points of a voxel" is `place < P`
+
+A pillar is a voxel as high as the grid (D = 1); nothing else differs.
+Published models were trained with caps (P points a voxel, so many voxels a scan) because their voxeliser wrote into
+fixed-size arrays. Both caps are here so that their checkpoints see the voxels they were trained on; `None` is no cap.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A box of space cut into equal cells; cell 0 starts at the range's lower corner, upper borders are outside."""
+
+    point_range: tuple[float, float, float, float, float, float]  # x0, y0, z0, x1, y1, z1 in metres
+    voxel_size: tuple[float, float, float]  # x, y, z in metres
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Cells along (z, y, x) = (D, H, W)."""
+        low, high = self.point_range[:3], self.point_range[3:]
+        cells = [round((b - a) / size) for a, b, size in zip(low, high, self.voxel_size, strict=True)]
+        return cells[2], cells[1], cells[0]
+
+    def centers(self, coords: Tensor) -> Tensor:
+        """(V, 4) [batch, z, y, x] -> (V, 3) x, y, z of the cells' centres, metres, float32."""
+        size = torch.tensor(self.voxel_size, device=coords.device)
+        low = torch.tensor(self.point_range[:3], device=coords.device)
+        return (coords[:, [3, 2, 1]] + 0.5) * size + low
+
+
+class Voxels(NamedTuple):
+    """The occupied cells of a batch, sorted by (batch, z, y, x)."""
+
+    coords: Tensor  # (V, 4) int64: batch, z, y, x
+    features: Tensor  # (V, F) mean over the points kept in the voxel
+    counts: Tensor  # (V,) int64: how many were kept, 1 .. max_points
+    point_voxel: Tensor  # (N,) int64: row of the voxel each point is kept in; -1: out of range, not finite, over a cap
+
+
+def voxelize(
+    points: Tensor, grid: Grid, batch_size: int, max_points: int | None = None, max_voxels: int | None = None
+) -> Voxels:
+    """Points (N, 1 + F) float, column 0 the number of the scan, then x, y, z in metres, ... -> `Voxels`.
+
+    Points outside the grid and points with a NaN or infinite value are left out. `max_points`: a voxel keeps its first
+    P points, in the order given. `max_voxels`: a scan keeps the first so many voxels in order of first appearance
+    (both as spconv's PointToVoxel does). Same result on CPU and CUDA and in every run. An empty scan has no rows.
+    Raises ValueError when a scan number lies outside 0 .. batch_size - 1.
+    """
+    point, key = cell_keys(points, grid, batch_size)  # (n,) points inside, (n,) their cells
+    key, order = key.sort(stable=True)
+    point = point[order]
+    starts = torch.ones_like(key, dtype=torch.bool)
+    starts[1:] = key[1:] != key[:-1]
+    first = starts.nonzero()[:, 0]  # (V,) where each run begins
+    run = starts.cumsum(0) - 1  # (n,) voxel of each sorted point
+    place = torch.arange(len(key), device=key.device) - first[run]
+    key = key[first]
+
+    kept = torch.ones_like(place, dtype=torch.bool) if max_points is None else place < max_points
+    if max_voxels is not None:
+        cells = grid.shape[0] * grid.shape[1] * grid.shape[2]
+        kept_voxel = appearance_rank(key // cells, point[first], len(points)) < max_voxels  # (V,)
+        kept &= kept_voxel[run]
+        run = (kept_voxel.cumsum(0) - 1)[run]  # rows move up; rows of dropped voxels are not used below
+        key = key[kept_voxel]
+    point, run = point[kept], run[kept]
+
+    counts = torch.bincount(run, minlength=len(key))
+    begin = counts.cumsum(0) - counts
+    # embedding_bag adds up the rows of each run in order: no atomics, so CUDA repeats itself and agrees with the CPU
+    features = F.embedding_bag(point, points[:, 1:], begin, mode="sum") / counts[:, None]  # (V, F)
+    point_voxel = torch.full((len(points),), -1, device=points.device).index_copy_(0, point, run)
+    return Voxels(split_keys(key, grid.shape), features, counts, point_voxel)
+
+
+def cell_keys(points: Tensor, grid: Grid, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Rows (n,) of the points inside the grid, and the number ((batch*D + z)*H + y)*W + x (n,) int64 of their cells."""
+    scan = points[:, 0]
+    if len(points) and not (0 <= scan.min() and scan.max() < batch_size):  # written so that NaN fails too
+        raise ValueError(f"scan numbers (column 0) must be in 0..{batch_size - 1}, found {scan.min():g}..{scan.max():g}")
+    low = points.new_tensor(grid.point_range[:3], dtype=torch.float32)
+    size = points.new_tensor(grid.voxel_size, dtype=torch.float32)
+    shape = torch.tensor(grid.shape[::-1], device=points.device)  # W, H, D
+    cell = ((points[:, 1:4].float() - low) / size).floor()  # float32, as the reference: the border cases are its own
+    # compared as floats: a huge coordinate has no int, and a NaN compares false
+    inside = ((cell >= 0) & (cell < shape)).all(1) & points.isfinite().all(1)
+    point = inside.nonzero()[:, 0]
+    x, y, z = cell[point].long().unbind(1)
+    depth, height, width = grid.shape
+    return point, ((scan[point].long() * depth + z) * height + y) * width + x
+
+
+def split_keys(key: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Cell numbers (V,) -> coords (V, 4) [batch, z, y, x]."""
+    depth, height, width = shape
+    row, slab = key // width, key // (width * height)
+    return torch.stack([slab // depth, slab % depth, row % height, key % width], 1)
+
+
+def appearance_rank(batch: Tensor, first_point: Tensor, n_points: int) -> Tensor:
+    """(V,) place of each voxel among the voxels of its scan, in the order in which points first fall into them.
+
+    `batch` (V,) is sorted; `first_point` (V,) is the row of the first point in each voxel, of `n_points`.
+    """
+    order = (batch * n_points + first_point).argsort()  # scan by scan, by appearance
+    voxels_of_scan = torch.bincount(batch)
+    begin = voxels_of_scan.cumsum(0) - voxels_of_scan  # (B,)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device) - begin[batch]  # batch[order] == batch: both sorted
+    return rank
