@@ -176,19 +176,19 @@ def cp_voxel_cpu() -> Config:
     return Config(
         preset="cp-voxel-cpu", point_range=(0.0, -25.6, -3.0, 51.2, 25.6, 1.0), voxel_size=(0.2, 0.2, 0.2),
         max_points=0, max_voxels=0, encoder_channels=(16, 16, 32, 48, 64), residual=False, down_kernel=2,
-        bev_layers=(3, 3), bev_channels=(64, 128), up_channels=(64, 64), paste=(0, 0, 0),
-        epochs=10, eval_every=5,
+        bev_layers=(3, 3), bev_channels=(64, 128), up_channels=(64, 64), head_channels=32,
+        paste=(0, 0, 0), rotation=0.2, epochs=8, batch_size=2, eval_every=4,
     )  # fmt: skip
 
 
 def cp_voxel_s_cpu() -> Config:
     """CP-Voxel-S of the CPU teacher."""
-    return replace(cp_voxel_cpu(), preset="cp-voxel-s-cpu", width=(1.0, 0.5, 0.5), method="rdd")
+    return replace(cp_voxel_cpu(), preset="cp-voxel-s-cpu", width=(1.0, 0.5, 0.5), method="rdd", epochs=6, eval_every=2)
 
 
 def cp_voxel_xxs_cpu() -> Config:
     """CP-Voxel-XXS of the CPU teacher: the large gap, and the demo's student."""
-    return replace(cp_voxel_cpu(), preset="cp-voxel-xxs-cpu", width=(0.5, 0.25, 0.25), method="rdd")
+    return replace(cp_voxel_cpu(), preset="cp-voxel-xxs-cpu", width=(0.5, 0.25, 0.25), method="rdd", epochs=6, eval_every=2)
 
 
 PRESETS = {f().preset: f for f in (cp_voxel, cp_voxel_s, cp_voxel_xs, cp_voxel_xxs,

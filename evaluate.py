@@ -95,7 +95,16 @@ def label_folder(path: Path) -> Path:
     for folder in (path, path / "label_2", path / "training" / "label_2"):
         if any(folder.glob("[0-9]*.txt")):
             return folder
-    raise InputError(f"{path}: expected label files NNNNNN.txt (or a KITTI root with training/label_2), found none")
+    wanted = "label files NNNNNN.txt (or a KITTI root with training/label_2)"
+    raise InputError(f"{path}: expected {wanted}, found none")
+
+
+def result_files(path: Path) -> list[Path]:
+    """The result files that --results means: in the folder, or in its `data`, where KITTI's kit puts them."""
+    for folder in (path, path / "data"):
+        if files := sorted(folder.glob("[0-9]*.txt")):
+            return files
+    raise InputError(f"{path}: expected result files NNNNNN.txt (or a folder data of them), found none")
 
 
 def kitti_main(words: list[str]) -> None:
@@ -104,27 +113,31 @@ def kitti_main(words: list[str]) -> None:
     p.add_argument("--gt", type=Path, required=True, metavar="DIR", help="label files, or a KITTI root")
     p.add_argument("--results", type=Path, required=True, metavar="DIR", help="result files, named as the labels")
     p.add_argument("--json", type=Path, metavar="OUT", help="also write all numbers here")
-    p.add_argument("--classes", default="Car,Pedestrian,Cyclist", metavar="A,B", help="which [Car,Pedestrian,Cyclist]")
+    every = "Car,Pedestrian,Cyclist"
+    p.add_argument("--classes", default=every, metavar="A,B", help=f"which of them [{every}]")
     args = p.parse_args(words)
     from data.kitti import TYPES, read_objects
     from metrics.kitti import count_labels, evaluate, format_table
 
     folder = label_folder(args.gt)
-    results = sorted(args.results.glob("*.txt"))
-    if not results:
-        raise InputError(f"{args.results}: expected result files NNNNNN.txt, found none")
+    results = result_files(args.results)
     lost = [r.name for r in results if not (folder / r.name).is_file()]
     if lost:
-        raise InputError(f"{args.results}: {len(lost)} result files have no label file in {folder}, first {lost[0]}")
+        found = f"{len(lost)} without one, first {lost[0]}"
+        raise InputError(f"{args.results}: expected a label file in {folder} for every result file, found {found}")
+    print(f"scoring the {len(results)} frames that have a result file, labels from {folder}")
+    without = sorted({path.stem for path in folder.glob("[0-9]*.txt")} - {r.stem for r in results})
+    if without:
+        print(f"note: {len(without)} frames have labels but no result file: {', '.join(without[:8])}"
+              + (", ..." if len(without) > 8 else "") + "\n      (KITTI's own evaluator wants one, if only an "
+              "empty one, for every frame of the split)")  # fmt: skip
     labels = [read_objects(folder / r.name, scored=False) for r in results]
     detections = [read_objects(r, scored=True) for r in results]
     for path, found in zip(results, detections, strict=True):
         for word in found.type:
-            if word not in TYPES:
-                raise InputError(f"{path}: expected a KITTI type, found {str(word)!r}{did_you_mean(str(word), TYPES)}")
-    without = sum(1 for _ in folder.glob("*.txt")) - len(results)
-    if without:
-        print(f"note: {without} label files in {folder} have no result file; scoring the {len(results)} frames that do")
+            if word.lower() not in map(str.lower, TYPES):  # the official evaluator ignores case
+                hint = did_you_mean(str(word), TYPES)
+                raise InputError(f"{path}: expected a KITTI type, found {str(word)!r}{hint}")
     classes = tuple(name for name in args.classes.split(",") if name)
     result = evaluate(labels, detections, classes, progress=True)
     print(format_table(result, count_labels(labels, classes)))

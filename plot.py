@@ -7,7 +7,7 @@
 
 Every function writes one PNG and returns its matplotlib Figure. From above means: x (forward) is UP and y
 (left) is LEFT, as from the driver's seat. A role has one colour in every picture, of Okabe and Ito's palette,
-which the colour-blind can tell apart. matplotlib is imported when something is drawn: `--help` answers at once.
+which the colour-blind can tell apart. matplotlib is imported only to draw, so `--help` answers at once.
 dims: N points · M boxes (x, y, z, length, width, height, yaw) · R regions (x0, y0, x1, y1) · S logged steps
 """
 
@@ -37,7 +37,8 @@ def colours(labels: Iterable[str]) -> dict[str, str]:
     """A colour for each label: that of the role it is or names ("x-rdd": student + RDD), else a free one."""
     labels = list(dict.fromkeys(labels))
     found = {label: COLOURS[label] for label in labels if label in COLOURS}
-    for role, word in (("student + RDD", "rdd"), ("teacher", "teacher"), ("student", "student")):
+    for role, word in (("student + RDD", "rdd"), ("teacher", "teacher"), ("student", "student"),
+                       ("student", "none")):
         for label in labels:
             if label not in found and word in label.lower() and COLOURS[role] not in found.values():
                 found[label] = COLOURS[role]
@@ -76,7 +77,7 @@ def _save(figure: "Figure", path: str | Path) -> "Figure":
 
 
 def outlines(boxes: np.ndarray) -> np.ndarray:
-    """(M, >=7) boxes -> (M, 7, 2) lines (x, y): centre, middle of the FRONT, round the corners to it again."""
+    """(M, >=7) boxes -> (M, 7, 2) lines (x, y): centre, middle of the FRONT, round the corners to it."""
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, np.shape(boxes)[-1] if np.size(boxes) else 7)
     x, y, _, length, width, _, yaw = boxes.T[:7, :, None]  # (M, 1) each
     along = np.array([0, 1, 1, -1, -1, 1, 1]) / 2 * length  # (M, 7)
@@ -85,10 +86,14 @@ def outlines(boxes: np.ndarray) -> np.ndarray:
     return np.stack([x + along * cos - across * sin, y + along * sin + across * cos], axis=-1)
 
 
+def _flat(point_range: Sequence[float]) -> Sequence[float]:
+    """(x0, y0, x1, y1) of itself or of (x0, y0, z0, x1, y1, z1)."""
+    return point_range if len(point_range) == 4 else [point_range[i] for i in (0, 1, 3, 4)]
+
+
 def _ground(ax: "Axes", points: np.ndarray, point_range: Sequence[float], title: str) -> None:
     """An empty scene: axes in metres, x up and y to the left, the points, and the sensor."""
-    half = len(point_range) // 2  # (x0, y0, x1, y1) or (x0, y0, z0, x1, y1, z1)
-    (x0, y0), (x1, y1) = point_range[:2], point_range[half : half + 2]
+    x0, y0, x1, y1 = _flat(point_range)
     points = np.asarray(points).reshape(-1, np.shape(points)[-1] if np.size(points) else 3)
     _tidy(ax, title, "y, to the left (m)", "x, forward (m)")
     ax.set(xlim=(y1, y0), ylim=(x0, x1), aspect="equal")
@@ -108,28 +113,30 @@ def bev_scene(path: str | Path, panels: Sequence[dict[str, Any]],
     from matplotlib.lines import Line2D
 
     colour = colours(role for panel in panels for role in panel["boxes"])
+    ranges = [_flat(panel.get("point_range", point_range)) for panel in panels]
     columns = len(panels) if len(panels) <= 4 else 3
     rows = -(-len(panels) // columns)
-    width = 6.0 if columns == 1 else 4.2  # inches of a panel
-    figure = _figure(columns * width, rows * width + 0.4)
+    width = 6.0 if columns == 1 else 4.0  # inches of a panel
+    height = max((x1 - x0) / (y1 - y0) for x0, y0, x1, y1 in ranges) * (width - 0.5)
+    figure = _figure(columns * width, rows * (height + 0.6) + 0.4)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes[len(panels) :]:
         ax.remove()
-    for ax, panel in zip(axes, panels, strict=False):
-        _ground(ax, panel["points"], panel.get("point_range", point_range), panel.get("title", ""))
+    for ax, panel, point_range in zip(axes, panels, ranges, strict=False):
+        _ground(ax, panel["points"], point_range, panel.get("title", ""))
         for role, boxes in panel["boxes"].items():
             lines = outlines(boxes)[..., ::-1]  # (M, 7, 2): y goes across, x up
-            truth = role == "ground truth"  # filled and thick, so that a prediction on it leaves it visible
+            truth = role == "ground truth"  # filled, so that it shows beneath a prediction
             if truth:
-                face = to_rgba(colour[role], 0.15)
+                face = to_rgba(colour[role], 0.2)
                 ax.add_collection(PolyCollection(lines[:, 2:6], facecolor=face, edgecolor="none"))
             scores = np.clip(panel.get("scores", {}).get(role, np.ones(len(lines))), 0, 1)
             shades = [to_rgba(colour[role], 0.25 + 0.75 * score) for score in np.ravel(scores)]
-            thick = 2 if truth else 1.2
+            thick = 1.0 if truth else 1.5
             ax.add_collection(LineCollection(lines, colors=shades, linewidths=thick, label=role))
             for line, name in zip(lines, panel.get("names", {}).get(role, ()), strict=False):
-                place = {"color": colour[role], "fontsize": 7, "va": "center", "clip_on": True}
-                ax.text(line[:, 0].min(), line[:, 1].mean(), f" {name}", **place)
+                at = line[:, 0].min(), line[:, 1].mean()  # beside the box, on its right
+                ax.text(*at, f" {name}", color=colour[role], fontsize=7, va="center", clip_on=True)
     keys = [Line2D([], [], color=colour[role], linewidth=2, label=role) for role in colour]
     if keys:
         figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), frameon=False)
@@ -190,6 +197,7 @@ def regions(path: str | Path, points: np.ndarray, regions: np.ndarray, side: np.
     histogram.legend(frameon=False, fontsize=8)
     colourbar = figure.colorbar(ScalarMappable(norm, shades), cax=bar, orientation="horizontal")
     colourbar.set_label("disparity d of the pair", fontsize=9)
+    bar.tick_params(labelsize=8)
     return _save(figure, path)
 
 
@@ -202,8 +210,8 @@ def _region_legend(ax: "Axes", with_boxes: bool) -> None:
     keys = [Line2D([], [], color="#9c2f86", label=label, **look) for label, look in looks]
     if with_boxes:
         keys.append(Line2D([], [], color=COLOURS["ground truth"], linewidth=1.4, label="ground truth"))
-    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.1)}
-    ax.legend(handles=keys, ncols=3, frameon=False, fontsize=8, **place)
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.1)}
+    ax.legend(handles=keys, ncols=3, frameon=False, fontsize=8, **below)
 
 
 # ------------------------------------------------------------------ curves
@@ -246,9 +254,10 @@ def _series(runs: list[list[dict[str, Any]]], kind: str, keys: Sequence[str]) ->
 
 def _smooth(values: np.ndarray, window: int) -> np.ndarray:
     """Running mean over `window` neighbours, over fewer at the ends."""
-    ones = np.ones(window)
-    count = np.convolve(np.ones(len(values)), ones, "same")
-    return np.convolve(values, ones, "same") / count if 1 < window < len(values) else values
+    if not 1 < window < len(values):
+        return values
+    sums, counts = (np.convolve(x, np.ones(window), "same") for x in (values, np.ones(len(values))))
+    return sums / counts
 
 
 def _line(ax: "Axes", rows: np.ndarray, across: int, colour: str, label: str, mark: str = "") -> None:
@@ -294,6 +303,9 @@ def curves(path: str | Path, runs: Mapping[str, Sequence[str | Path]], metric: s
     name = metric.replace("_map_", " mAP ").replace("3d", "3D").replace("bev", "BEV")
     _tidy(steps, "accuracy at equal steps", "step", f"{name} (AP_R40, %)")
     _tidy(time, "accuracy at equal time", "training time (min)", f"{name} (AP_R40, %)")
+    figure.get_layout_engine().set(w_pad=0.12)
+    for ax in (loss, steps, time):
+        ax.set_xlim(left=0)
     for ax in (steps, time):
         ax.set_ylim(bottom=0)
     for ax in (loss, steps):

@@ -40,7 +40,7 @@ def roi_align(maps: Tensor, regions: Tensor, geometry: Geometry, size: int) -> T
     """
     _, channels, height, width = maps.shape
     scan, x0, y0, x1, y1 = regions.unbind(1)
-    bins = (torch.arange(size, device=maps.device) + 0.5) / size  # (S,) in (0, 1)
+    bins = (torch.arange(size, device=maps.device, dtype=regions.dtype) + 0.5) / size  # (S,) in (0, 1)
     # grid_sample's frame: the map spans [-1, 1], a cell's centre is not its corner (align_corners=False)
     x = ((x0[:, None] + (x1 - x0)[:, None] * bins) - geometry.x0) / (geometry.cell_x * width) * 2 - 1  # (R, S)
     y = ((y0[:, None] + (y1 - y0)[:, None] * bins) - geometry.y0) / (geometry.cell_y * height) * 2 - 1

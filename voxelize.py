@@ -3,9 +3,9 @@
 dims: N points of all B scans of a batch · F values a point (x, y, z, intensity, ...) · V occupied voxels ·
       D, H, W cells along z, y, x
 
-A LiDAR scan fills about one cell in a thousand, so a voxel is a row in a list (batch, z, y, x), not an entry of a
-dense array. One stable sort does the work: give each point the number of its cell, sort, and the points of a voxel
-lie side by side:
+A LiDAR scan fills about one cell in a thousand, so a voxel is a row in a list (batch, z, y, x), not an entry
+of a dense array. One stable sort does the work: number the cells, sort the points by the cell, and the
+points of a voxel lie side by side:
 
     cell of each point    7  2  7  9  2  7          (in the order the scanner saw them)
     sorted, stable        2  2 | 7  7  7 | 9        <- three runs = three voxels
@@ -13,8 +13,8 @@ lie side by side:
     place in its run      0  1 | 0  1  2 | 0        <- "keep the first P points of a voxel" is `place < P`
 
 A pillar is a voxel as high as the grid (D = 1); nothing else differs.
-Published models were trained with caps (P points a voxel, so many voxels a scan) because their voxeliser wrote into
-fixed-size arrays. Both caps are here so that their checkpoints see the voxels they were trained on; `None` is no cap.
+Published models were trained with caps (P points a voxel, so many voxels a scan): their voxelisers write into
+arrays of fixed size. Both caps are here, so that their checkpoints see the voxels they were trained on.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Grid:
-    """A box of space cut into equal cells; cell 0 starts at the range's lower corner, upper borders are outside."""
+    """A box of space cut into equal cells. Cell 0 is at the lower corner; its upper borders are outside."""
 
     point_range: tuple[float, float, float, float, float, float]  # x0, y0, z0, x1, y1, z1 in metres
     voxel_size: tuple[float, float, float]  # x, y, z in metres
@@ -52,7 +52,7 @@ class Voxels(NamedTuple):
     coords: Tensor  # (V, 4) int64: batch, z, y, x
     features: Tensor  # (V, F) mean over the points kept in the voxel
     counts: Tensor  # (V,) int64: how many were kept, 1 .. max_points
-    point_voxel: Tensor  # (N,) int64: row of the voxel each point is kept in; -1: out of range, not finite, over a cap
+    point_voxel: Tensor  # (N,) int64: row of the voxel that keeps the point; -1: outside, NaN, over a cap
 
 
 def voxelize(
@@ -60,9 +60,10 @@ def voxelize(
 ) -> Voxels:
     """Points (N, 1 + F) float, column 0 the number of the scan, then x, y, z in metres, ... -> `Voxels`.
 
-    Points outside the grid and points with a NaN or infinite value are left out. `max_points`: a voxel keeps its first
-    P points, in the order given. `max_voxels`: a scan keeps the first so many voxels in order of first appearance
-    (both as spconv's PointToVoxel does). Same result on CPU and CUDA and in every run. An empty scan has no rows.
+    Points outside the grid and points with a NaN or infinite value are left out. `max_points`: a voxel keeps
+    its first P points, in the order given. `max_voxels`: a scan keeps its first so many voxels, in the order
+    in which points appear in them. None: no cap. Both caps are those of spconv's PointToVoxel. A scan without
+    points has no rows. The result is the same on CPU and CUDA, and in every run.
     Raises ValueError when a scan number lies outside 0 .. batch_size - 1.
     """
     point, key = cell_keys(points, grid, batch_size)  # (n,) points inside, (n,) their cells
@@ -86,21 +87,22 @@ def voxelize(
 
     counts = torch.bincount(run, minlength=len(key))
     begin = counts.cumsum(0) - counts
-    # embedding_bag adds up the rows of each run in order: no atomics, so CUDA repeats itself and agrees with the CPU
+    # embedding_bag adds the points of a run one after the other: the same bits in every run, on CUDA too
     features = F.embedding_bag(point, points[:, 1:], begin, mode="sum") / counts[:, None]  # (V, F)
     point_voxel = torch.full((len(points),), -1, device=points.device).index_copy_(0, point, run)
     return Voxels(split_keys(key, grid.shape), features, counts, point_voxel)
 
 
 def cell_keys(points: Tensor, grid: Grid, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Rows (n,) of the points inside the grid, and the number ((batch*D + z)*H + y)*W + x (n,) int64 of their cells."""
+    """Rows (n,) of the points inside, and their cells' numbers ((batch*D + z)*H + y)*W + x (n,) int64."""
     scan = points[:, 0]
     if len(points) and not (0 <= scan.min() and scan.max() < batch_size):  # written so that NaN fails too
-        raise ValueError(f"scan numbers (column 0) must be in 0..{batch_size - 1}, found {scan.min():g}..{scan.max():g}")
+        found = f"{scan.min():g} to {scan.max():g}"
+        raise ValueError(f"scan numbers (column 0) must be 0 to {batch_size - 1}, found {found}")
     low = points.new_tensor(grid.point_range[:3], dtype=torch.float32)
     size = points.new_tensor(grid.voxel_size, dtype=torch.float32)
     shape = torch.tensor(grid.shape[::-1], device=points.device)  # W, H, D
-    cell = ((points[:, 1:4].float() - low) / size).floor()  # float32, as the reference: the border cases are its own
+    cell = ((points[:, 1:4].float() - low) / size).floor()  # float32, as the reference
     # compared as floats: a huge coordinate has no int, and a NaN compares false
     inside = ((cell >= 0) & (cell < shape)).all(1) & points.isfinite().all(1)
     point = inside.nonzero()[:, 0]
@@ -117,7 +119,7 @@ def split_keys(key: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 
 def appearance_rank(batch: Tensor, first_point: Tensor, n_points: int) -> Tensor:
-    """(V,) place of each voxel among the voxels of its scan, in the order in which points first fall into them.
+    """(V,) place of each voxel among those of its scan, in the order in which points first fall into them.
 
     `batch` (V,) is sorted; `first_point` (V,) is the row of the first point in each voxel, of `n_points`.
     """
@@ -125,5 +127,5 @@ def appearance_rank(batch: Tensor, first_point: Tensor, n_points: int) -> Tensor
     voxels_of_scan = torch.bincount(batch)
     begin = voxels_of_scan.cumsum(0) - voxels_of_scan  # (B,)
     rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order), device=order.device) - begin[batch]  # batch[order] == batch: both sorted
+    rank[order] = torch.arange(len(order), device=order.device) - begin[batch]  # batch[order] is batch
     return rank

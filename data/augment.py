@@ -51,7 +51,8 @@ def rotate(frame: Frame, rng: np.random.Generator, limit: float) -> Frame:
     points[:, :2] = points[:, :2] @ turn
     boxes[:, :2] = boxes[:, :2] @ turn
     boxes[:, 6] = box_ops.wrap_angle(boxes[:, 6] + angle)
-    boxes[:, 7:9] = boxes[:, 7:9] @ turn[: boxes[:, 7:9].shape[1]]
+    velocities = boxes.shape[1] - 7  # 0 or 2
+    boxes[:, 7:] = boxes[:, 7:] @ turn[:velocities, :velocities]
     return replace(frame, points=points, boxes=boxes)
 
 

@@ -36,7 +36,7 @@ def rays_in_image(dataset: Kitti) -> int:
 
 
 def measure(dataset: Kitti) -> dict:
-    """Means per frame of everything that is compared; `objects`: class -> (n, 2) range and number of points."""
+    """Means per frame of everything compared; `objects`: class -> (n, 2) range and number of points."""
     rays = rays_in_image(dataset)
     totals, rings, heights, ranges, intensity, in_boxes = [], [], [], [], [], []
     objects: dict[str, list] = {name: [] for name in CLASSES}
@@ -115,6 +115,27 @@ def table(simulated: dict, real: dict) -> str:
     )
 
 
+# What no statistic here shows, or what the numbers cannot say by themselves
+KNOWN = """Different on purpose: more objects in a frame, above all people.
+Not simulated: the sensor's own car (its bonnet shades the lowest rings, which the image does not show), movement
+during a turn, rain and dust, reflections, the width of a beam (no mixed points at edges), errors of annotators
+(boxes are exact). Houses are plain blocks, things have few materials, trams and other rare objects are missing."""
+
+
+def mismatches(simulated: dict, real: dict, limit: float = 0.25) -> str:
+    """The statistics that differ by more than `limit` of the real value, with few real objects said as such."""
+    ours, theirs = rows(simulated), rows(real)
+    out = []
+    for name, value in theirs.items():
+        a, b = (text.split()[0] for text in (ours.get(name, "0"), value))
+        if name != "frames" and "-" not in (a, b) and abs(float(a) - float(b)) > limit * abs(float(b)):
+            out.append(
+                f"- {name}: {a} against {b}"
+                + (f", of {value.split('(')[1][:-1]} objects" if "(" in value else "")
+            )
+    return f"Further apart than {limit:.0%}:\n" + "\n".join(out or ["- nothing"])
+
+
 def figure(simulated: dict, real: dict, path: str | Path) -> None:
     """Eight panels, simulated against real."""
     import matplotlib
@@ -129,7 +150,7 @@ def figure(simulated: dict, real: dict, path: str | Path) -> None:
         (
             "heights",
             np.linspace(-1, 4, 51),
-            "height above the ground under the sensor, m",
+            "height above the road under the sensor, m",
             "points per 0.1 m and frame",
         ),
         ("intensity", np.linspace(0, 1, 41), "intensity", "points per 0.025 and frame"),
@@ -137,17 +158,15 @@ def figure(simulated: dict, real: dict, path: str | Path) -> None:
     sets = (("simulated", simulated, "tab:blue"), ("real", real, "tab:orange"))
     for ax, (key, edges, x, y) in zip(axes[0], curves, strict=True):
         for name, m, colour in sets:
-            ax.stairs(
-                m[key], edges[::-1] if edges[0] > edges[-1] else edges, label=name, color=colour
-            ) if key != "rings" else ax.plot((edges[1:] + edges[:-1]) / 2, m[key], label=name, color=colour)
+            ax.plot((edges[1:] + edges[:-1]) / 2, m[key], label=name, color=colour, drawstyle="steps-mid")
         ax.set(xlabel=x, ylabel=y, yscale="log" if key in ("ranges", "heights") else "linear")
     axes[0, 0].legend()
     for ax, name in zip(axes[1], CLASSES, strict=False):
         for label, m, colour in sets:
             distance, points = m["objects"][name].T
-            big = dict(s=8, alpha=0.35) if label == "simulated" else dict(s=40, marker="x")
+            dots = dict(s=8, alpha=0.35) if label == "simulated" else dict(s=40, marker="x")
             ax.scatter(
-                distance, np.maximum(points, 0.7), label=f"{label} ({len(points)})", color=colour, **big
+                distance, np.maximum(points, 0.7), label=f"{label} ({len(points)})", color=colour, **dots
             )
         ax.set(xlabel="range, m", ylabel=f"points per {name}", yscale="log", xlim=(0, 80))
         ax.legend()
@@ -174,5 +193,5 @@ def compare_main(arguments: list[str]) -> None:
         raise InputError(f"{given.real}: expected frames in training/velodyne, found none")
     simulated = measure(Kitti(given.root, "trainval"))
     real = measure(Kitti(given.real, "trainval", frames=given.frames or found))
-    print(table(simulated, real))
+    print(f"{table(simulated, real)}\n\n{mismatches(simulated, real)}\n\n{KNOWN}")
     figure(simulated, real, given.out)

@@ -209,7 +209,7 @@ def meet(item: np.void, planes: np.ndarray, rotation: np.ndarray, rays: np.ndarr
 
 
 def first_hits(scene: Scene, scanner: Scanner, rng: np.random.Generator) -> Hits:
-    """Send out all rays: the ground first, then the parts, object by object, each in its window of the grid."""
+    """Send out all rays: the ground first, then the parts by object, each in its window of the grid."""
     elevation, azimuth = scanner.grid()
     ce, se = np.cos(elevation)[:, None], np.sin(elevation)[:, None]
     level = np.broadcast_to(se, (len(elevation), len(azimuth)))

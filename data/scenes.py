@@ -110,7 +110,7 @@ class Builder:
     def is_free(
         self, x: float, y: float, length: float, width: float, yaw: float, margin: float = 0.15
     ) -> bool:
-        """No overlap with what stands already: rectangles are apart if one of their four axes separates them."""
+        """No overlap with what stands already: rectangles are apart if one of their axes separates them."""
         others = np.array(self.footprints)
         away = others[:, :2] - (x, y)
         reach = math.hypot(length, width) / 2 + margin + np.hypot(others[:, 2], others[:, 3]) / 2

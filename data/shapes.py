@@ -24,7 +24,7 @@ PART = np.dtype(
             "taper",
             "f4",
             3,
-        ),  # share of the length, length, width the top loses: front, rear, both sides (BOX only)
+        ),  # share of hx, hx, hy that the top loses: front, rear, both sides (BOX only)
         ("reflectance", "f4"),
         ("gap", "f4"),  # share of the rays that pass as if the part were not there: glass, fences
         ("density", "f4"),  # vegetation: mean number of leaves met per metre; 0 = solid

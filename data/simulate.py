@@ -177,7 +177,7 @@ def simulate(
     """Write a KITTI root of simulated frames, or what is missing of it; nothing is done to a complete one.
 
     out: a folder that is new, empty or was begun with the same settings (InputError otherwise). workers:
-    processes, 0 = one per core. Frames 0 .. train-1 are the split train, the following ones val; both are in trainval.
+    processes, 0 = one per core. Frames 0 .. train-1 are the split train, the others val; trainval has both.
     """
     out = Path(out)
     if train < 0 or val < 0 or train + val < 1 or seed < 0:

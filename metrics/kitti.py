@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import boxes
 from config import InputError, did_you_mean
-from data.kitti import Objects
+from data.kitti_files import Objects
 
 CLASSES = ("Car", "Pedestrian", "Cyclist")
 METRICS = ("bbox", "bev", "3d", "aos")
@@ -114,6 +114,8 @@ def _check(labels: list[Objects], detections: list[Objects], classes) -> None:
         raise InputError(f"expected labels and detections of the same frames, found {found}")
     if not labels:
         raise InputError("expected at least one frame to evaluate, found none")
+    if not classes:
+        raise InputError(f"expected at least one class of {', '.join(CLASSES)}, found none")
     for name in classes:
         if name not in CLASSES:
             raise InputError(f"KITTI's benchmark has no class {name!r}{did_you_mean(name, CLASSES)}")
@@ -323,6 +325,9 @@ def format_table(result: dict, counts: dict[str, dict[str, int]] | None = None) 
         title = "strict: the official table" if table == "strict" else "loose: not official, but customary"
         lines += [f"{title:<38}{'AP_R40':>30}    {'AP_R11':>30}", f"{'':<38}{levels}    {levels}"]
         for name, aps in classes.items():
+            if not any(aps["AP_R40"].values()):
+                lines += [f"{name:<12}no result: never detected", ""]
+                continue
             for metric in METRICS:
                 limit = LIMITS[table][name][METRICS.index(metric) % 3]  # aos as bbox
                 r40, r11 = (_numbers(aps[which][metric]) for which in ("AP_R40", "AP_R11"))
@@ -346,6 +351,6 @@ LEGEND = (
     "bbox    boxes in the image       bev  boxes seen from above       3d  volumes",
     "aos     bbox, each hit weighted by how well its orientation fits",
     "-       no result: the class was never detected or, for aos, an orientation is missing",
-    "overlap > x: a hit needs more than this intersection over union. easy, moderate, hard: which labels count",
-    "(height in the image, occlusion, truncation), each with those before; the benchmark ranks by moderate.",
+    "overlap > x: the intersection over union that a hit needs. easy, moderate, hard: which labels count, by",
+    "height in the image, occlusion, truncation, each with those before it; the benchmark ranks by moderate.",
 )

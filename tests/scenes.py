@@ -1,0 +1,31 @@
+"""Tiny frames and configs that several tests share: one car-sized and one person-sized cluster on a plane."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from config import Config, preset
+from data import Frame
+
+
+def tiny_config(**changes) -> Config:
+    """The CPU student on a small, non-square range: 8 x 12 BEV cells."""
+    small = dict(point_range=(0.0, -4.8, -3.0, 6.4, 4.8, 1.0), paste=(0, 0, 0), batch_size=2, epochs=2, eval_every=2,
+                 log_every=1)  # fmt: skip
+    return replace(preset("cp-voxel-xxs-cpu"), **{**small, "method": "none", **changes})
+
+
+def tiny_frame(seed: int) -> Frame:
+    """A noisy ground plane, a car and a pedestrian, with their boxes."""
+    rng = np.random.default_rng(seed)
+    ground = rng.uniform((0, -4.8, -1.75, 0), (6.4, 4.8, -1.7, 0.4), (400, 4))
+    boxes = np.array([[3 + rng.uniform(-1, 1), -2, -1, 3.9, 1.6, 1.5, rng.uniform(-3, 3)],
+                      [2 + rng.uniform(-1, 1), 3, -0.85, 0.8, 0.6, 1.7, 0.5]])  # fmt: skip
+    clusters = [box[:3] + rng.uniform(-0.5, 0.5, (150, 3)) * box[3:6].min() for box in boxes]
+    objects = np.concatenate([np.concatenate([c, rng.uniform(0, 1, (150, 1))], axis=1) for c in clusters])
+    points = np.concatenate([ground, objects]).astype(np.float32)
+    return Frame(f"{seed:06d}", points, boxes.astype(np.float32), ("Car", "Pedestrian"))
+
+
+def tiny_frames(n: int) -> list[Frame]:
+    return [tiny_frame(i) for i in range(n)]

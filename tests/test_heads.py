@@ -1,0 +1,176 @@
+"""The centre head: targets, losses and decoding against plain loops and against each other."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+import heads
+from config import override, preset
+from heads import CenterHead, Geometry
+from tests.scenes import tiny_config
+
+G = Geometry(0.0, -4.8, 0.8, 0.8)
+
+
+@pytest.fixture()
+def head() -> CenterHead:
+    torch.manual_seed(0)
+    return CenterHead(tiny_config(), 16, G)
+
+
+BOXES = torch.tensor([[2.1, -2.0, -1.0, 3.9, 1.6, 1.5, 0.7], [5.0, 3.3, -0.8, 0.8, 0.6, 1.7, -2.9], [1.0, 4.0, -0.9, 1.8, 0.6, 1.7, 3.1]])
+LABELS = torch.tensor([0, 1, 2])
+
+
+def maps_of(head: CenterHead, target: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The maps that a perfect head would give for these targets."""
+    b, i, j = target["cell"].unbind(1)
+    maps = {"heatmap": torch.full_like(target["heatmap"], -9.0)}
+    maps["heatmap"][target["heatmap"] == 1] = 9.0
+    start = 0
+    for name, n in head.MAPS.items():
+        maps[name] = torch.zeros(len(target["heatmap"]), n, *target["heatmap"].shape[2:])
+        maps[name][b, :, i, j] = target["code"][:, start : start + n]
+        start += n
+    return [maps]
+
+
+def test_decode_inverts_the_targets(head):
+    target = head.targets(0, [BOXES, BOXES[:0]], [LABELS, LABELS[:0]], torch.Size((2, 3, 12, 8)))
+    first, second = head.decode(maps_of(head, target))
+    assert len(second.boxes) == 0
+    order = first.labels.argsort()
+    torch.testing.assert_close(first.boxes[order], BOXES, atol=1e-4, rtol=0)
+    assert first.labels[order].tolist() == [0, 1, 2] and (first.scores > 0.99).all()
+
+
+def test_a_perfect_head_has_no_regression_loss_and_little_class_loss(head):
+    target = head.targets(0, [BOXES], [LABELS], torch.Size((1, 3, 12, 8)))
+    perfect = maps_of(head, target)
+    loss = head.loss(perfect, [BOXES], [LABELS])
+    assert float(loss["reg"]) < 1e-4 and float(loss["cls"]) < 0.01
+    perfect[0]["center_z"] += 0.5  # every object 0.5 m off: mean over objects, times loc_weight
+    assert float(head.loss(perfect, [BOXES], [LABELS])["reg"]) == pytest.approx(0.5 * head.cfg.loc_weight, rel=1e-4)
+
+
+def test_the_box_is_a_cell_and_an_offset(head):
+    target = head.targets(0, [BOXES], [LABELS], torch.Size((1, 3, 12, 8)))
+    assert target["cell"].tolist() == [[0, 3, 2], [0, 10, 6], [0, 11, 1]]  # (y + 4.8) / 0.8, x / 0.8
+    assert target["code"][0].tolist() == pytest.approx(
+        [2.1 / 0.8 - 2, 2.8 / 0.8 - 3, -1.0, math.log(3.9), math.log(1.6), math.log(1.5), math.cos(0.7), math.sin(0.7)], abs=1e-5)
+
+
+def test_objects_outside_the_map_are_no_targets(head):
+    far = BOXES.clone()
+    far[0, 0], far[1, 1], far[2, 0] = -0.01, 4.81, 6.41
+    target = head.targets(0, [far], [LABELS], torch.Size((1, 3, 12, 8)))
+    assert len(target["cell"]) == 0 and float(target["heatmap"].sum()) == 0
+
+
+def test_no_objects_give_a_finite_loss_with_gradient(head):
+    neck = torch.randn(2, 16, 12, 8)
+    loss = head.loss(head(neck), [BOXES[:0]] * 2, [LABELS[:0]] * 2)
+    total = loss["cls"] + loss["reg"]
+    total.backward()
+    assert total.isfinite() and float(loss["reg"]) == 0
+    assert head.shared[0].weight.grad.abs().sum() > 0
+
+
+def gaussian_loop(shape, plane, i, j, radius):
+    maps = torch.zeros(shape)
+    for p, a, b, r in zip(plane.tolist(), i.tolist(), j.tolist(), radius.tolist(), strict=True):
+        sigma = (2 * r + 1) / 6
+        for y in range(max(0, a - r), min(shape[1], a + r + 1)):
+            for x in range(max(0, b - r), min(shape[2], b + r + 1)):
+                value = math.exp(-((y - a) ** 2 + (x - b) ** 2) / (2 * sigma**2))
+                maps[p, y, x] = max(float(maps[p, y, x]), value)
+    return maps
+
+
+def test_gaussians_equal_a_plain_loop_overlapping_and_over_the_border():
+    plane, i, j = torch.tensor([0, 0, 1, 3]), torch.tensor([0, 2, 11, 5]), torch.tensor([0, 3, 19, 5])
+    radius = torch.tensor([2, 4, 3, 2])
+    got = heads.draw_gaussians(plane, i, j, radius, (4, 12, 20))
+    torch.testing.assert_close(got, gaussian_loop((4, 12, 20), plane, i, j, radius))
+    assert heads.draw_gaussians(plane[:0], i[:0], j[:0], radius[:0], (4, 12, 20)).sum() == 0
+
+
+def test_gaussian_radius_equals_the_three_quadratics():
+    """CornerNet's code as it is, division by 2 included; the smallest of three solutions."""
+    for length, width in ((4.9, 2.0), (1.0, 0.8), (60.0, 20.0)):
+        o, s, p = 0.1, length + width, length * width
+        r = [(s + math.sqrt(s * s - 4 * p * (1 - o) / (1 + o))) / 2,
+             (2 * s + math.sqrt(4 * s * s - 16 * (1 - o) * p)) / 2,
+             (-2 * o * s + math.sqrt(4 * o * o * s * s - 16 * o * (o - 1) * p)) / 2]  # fmt: skip
+        got = heads.gaussian_radius(torch.tensor([length]), torch.tensor([width]))
+        assert float(got) == pytest.approx(min(r), rel=1e-5)
+
+
+def test_focal_loss_equals_a_plain_loop():
+    torch.manual_seed(1)
+    logits, target = torch.randn(2, 3, 4, 5), torch.rand(2, 3, 4, 5) * 0.9
+    target[0, 1, 2, 3] = target[1, 0, 0, 0] = 1
+    total = 0.0
+    for x, t in zip(logits.flatten().tolist(), target.flatten().tolist(), strict=True):
+        p = min(max(1 / (1 + math.exp(-x)), 1e-4), 1 - 1e-4)
+        total -= (1 - p) ** 2 * math.log(p) if t == 1 else p**2 * math.log(1 - p) * (1 - t) ** 4
+    assert float(heads.focal_loss(logits, target)) == pytest.approx(total / 2, rel=1e-5)
+
+
+def test_losses_have_the_right_gradient():
+    torch.manual_seed(2)
+    logits = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
+    target = torch.rand(1, 2, 3, 4, dtype=torch.float64) * 0.9
+    target[0, 0, 1, 1] = 1
+    assert torch.autograd.gradcheck(lambda x: heads.focal_loss(x, target), logits)
+
+
+def test_task_groups_put_every_class_in_its_own_map_and_name_it_back():
+    """Two tasks, classes in another order than in `classes`, as nuScenes has them."""
+    cfg = override(tiny_config(), {})
+    from dataclasses import replace
+
+    cfg = replace(cfg, tasks=(("Cyclist",), ("Pedestrian", "Car")))
+    head = CenterHead(cfg, 16, G)
+    maps = [maps_of(head, head.targets(t, [BOXES], [LABELS], torch.Size((1, n, 12, 8))))[0] for t, n in ((0, 1), (1, 2))]
+    found = head.decode(maps)[0]
+    order = found.labels.argsort()
+    assert found.labels[order].tolist() == [0, 1, 2]
+    torch.testing.assert_close(found.boxes[order], BOXES, atol=1e-4, rtol=0)
+    assert float(head.loss(maps, [BOXES], [LABELS])["reg"]) < 1e-3
+
+
+def test_batch_of_two_is_two_batches_of_one(head):
+    torch.manual_seed(3)
+    head.eval()
+    neck = torch.randn(2, 16, 12, 8)
+    both = head.decode(head(neck))
+    for b in range(2):
+        alone = head.decode(head(neck[b : b + 1]))[0]
+        assert torch.equal(alone.labels, both[b].labels)
+        torch.testing.assert_close(alone.boxes, both[b].boxes, atol=1e-4, rtol=1e-4)
+
+
+def test_proposals_are_the_gaussian_areas_of_the_peaks(head):
+    target = head.targets(0, [BOXES], [LABELS], torch.Size((1, 3, 12, 8)))
+    maps = maps_of(head, target)
+    regions = head.proposals(maps, 0.1, 50)
+    assert len(regions) == 3
+    radius = head.radius(BOXES)
+    for (_, i, j), r in zip(target["cell"].tolist(), radius.tolist(), strict=True):
+        expected = [0, (j - r) * 0.8, -4.8 + (i - r) * 0.8, (j + r + 1) * 0.8, -4.8 + (i + r + 1) * 0.8]
+        assert any(row.tolist() == pytest.approx(expected, abs=1e-5) for row in regions)
+    assert len(head.proposals(maps, 0.1, 2)) == 2 and head.proposals(maps, 0.99999, 50).shape == (0, 5)
+
+
+def test_a_plateau_is_cut_to_the_limit_and_untrained_maps_give_no_crash(head):
+    maps = head(torch.zeros(1, 16, 12, 8))
+    assert len(head.proposals(maps, 0.0, 7)) <= 7
+    assert len(head.decode(maps)[0].boxes) <= heads.MAX_OBJECTS
+
+
+def test_start_probability_is_a_tenth():
+    head = CenterHead(preset("cp-voxel-cpu"), 128, G)
+    assert float(head.tasks[0]["heatmap"][-1].bias[0].sigmoid()) == pytest.approx(0.1, abs=0.01)

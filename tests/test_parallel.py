@@ -1,0 +1,77 @@
+"""Batch norm against torch's, and two processes against one."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from parallel import BatchNorm, average_gradients, gather, mean_over_processes
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (3, 5, 4, 6)])
+def test_batch_norm_is_torch_s(shape):
+    torch.manual_seed(0)
+    theirs = (nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d)(5, eps=1e-3, momentum=0.01)
+    ours = BatchNorm(5, eps=1e-3, momentum=0.01)
+    ours.load_state_dict(theirs.state_dict())
+    for _ in range(3):
+        x = torch.randn(shape) * 3 + 1
+        torch.testing.assert_close(ours(x), theirs(x))
+    for key, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[key], value)
+    ours.eval(), theirs.eval()
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_batch_norm_of_nothing_or_one_row_uses_the_running_statistics(n):
+    norm = BatchNorm(4)
+    out = norm(torch.randn(n, 4))
+    assert out.shape == (n, 4) and out.isfinite().all() and int(norm.num_batches_tracked) == 0
+
+
+def _half(rank: int, port: int, x: torch.Tensor, result: str) -> None:
+    """One of two processes: rows of rank 0 are the first 6, of rank 1 the other 3 (uneven on purpose)."""
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    norm, mine = BatchNorm(4).double(), (x[:6] if rank == 0 else x[6:]).clone().requires_grad_()
+    weight = torch.arange(9, dtype=torch.float64)[:, None][:6] if rank == 0 else torch.arange(9, dtype=torch.float64)[:, None][6:]
+    count = mean_over_processes(torch.tensor(float(len(mine)), dtype=torch.float64))
+    loss = (norm(mine).square() * weight).sum() / count
+    loss.backward()
+    average_gradients(list(norm.parameters()))
+    parts = gather(mine.grad.numpy())
+    if rank == 0:
+        torch.save({"norm": norm.state_dict(), "grad": norm.weight.grad, "x": torch.tensor(parts[0]), "x1": torch.tensor(parts[1])}, result)
+    dist.destroy_process_group()
+
+
+def test_two_processes_equal_one(tmp_path):
+    """Uneven halves: statistics, parameter gradients and input gradients are those of the whole batch."""
+    import socket
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    torch.manual_seed(1)
+    x = torch.randn(9, 4, dtype=torch.float64)
+    mp.spawn(_half, (port, x, str(tmp_path / "out.pt")), nprocs=2)
+    got = torch.load(tmp_path / "out.pt", weights_only=True)
+
+    norm, whole = nn.BatchNorm1d(4).double(), x.clone().requires_grad_()
+    loss = (norm(whole).square() * torch.arange(9, dtype=torch.float64)[:, None]).sum() / 9
+    loss.backward()
+    torch.testing.assert_close(got["norm"]["running_var"], norm.running_var)
+    torch.testing.assert_close(got["norm"]["running_mean"], norm.running_mean)
+    torch.testing.assert_close(got["grad"], norm.weight.grad)
+    # each process's loss counts double in its own rows' gradient, because the mean over processes is taken later
+    torch.testing.assert_close(torch.cat([got["x"], got["x1"]]) / 2, whole.grad)
+
+
+def test_alone_everything_is_the_identity():
+    p = nn.Parameter(torch.ones(2))
+    p.grad = torch.full((2,), 3.0)
+    average_gradients([p])
+    assert p.grad.tolist() == [3, 3] and gather("a") == ["a"]
+    assert float(mean_over_processes(torch.tensor(4.0, requires_grad=True))) == 4

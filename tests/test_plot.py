@@ -1,0 +1,316 @@
+"""plot.py: pictures show what they were given, the right way round, and survive having nothing to show."""
+
+import json
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+import plot
+from config import InputError
+
+FRONT_LEFT = np.array([[20.0, 10.0, 0.0, 4.0, 1.6, 1.5, 0.0]])  # 20 m ahead, 10 m to the left, looking ahead
+NOTHING = np.zeros((0, 7))
+
+
+def points(n=50):
+    return np.random.default_rng(0).uniform(-10, 40, (n, 4))
+
+
+def drawn_lines(ax, role):
+    (collection,) = [c for c in ax.collections if c.get_label() == role]
+    return np.array(collection.get_segments())
+
+
+def is_blank(path):
+    pixels = imread(path)[..., :3]
+    return bool((pixels == pixels[0, 0]).all())
+
+
+# ------------------------------------------------------------------ scenes
+
+
+def test_box_in_front_to_the_left_is_drawn_up_and_left(tmp_path):
+    figure = plot.bev_scene(tmp_path / "a.png", [{"points": points(), "boxes": {"teacher": FRONT_LEFT}}])
+    (ax,) = figure.axes
+    figure.canvas.draw()
+    sensor, box = ax.transData.transform([[0, 0], drawn_lines(ax, "teacher")[0, 0]])  # px from bottom left
+    assert box[0] < sensor[0], "y is to the LEFT in the LiDAR frame: y > 0 belongs left of the sensor"
+    assert box[1] > sensor[1], "x is forward: a box with x > 0 belongs above the sensor"
+    assert not is_blank(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("yaw, up, left", [(0, 1, 0), (np.pi / 2, 0, 1), (np.pi, -1, 0), (-np.pi / 2, 0, -1)])
+def test_heading_tick_points_where_the_object_looks(tmp_path, yaw, up, left):
+    box = FRONT_LEFT.copy()
+    box[0, 6] = yaw  # counter-clockwise from above: pi/2 looks to the left
+    (ax,) = plot.bev_scene(tmp_path / "a.png", [{"points": points(), "boxes": {"student": box}}]).axes
+    centre, front = drawn_lines(ax, "student")[0, :2]
+    ax.figure.canvas.draw()
+    on_paper = np.subtract(*ax.transData.transform([front, centre]))
+    assert np.allclose(on_paper / np.linalg.norm(on_paper), [-left, up], atol=1e-6)
+    assert np.isclose(np.linalg.norm(front - centre), 2.0)  # half of the length
+
+
+def test_outline_goes_round_the_four_corners():
+    x, y, length, width, yaw = 3.0, -2.0, 4.0, 1.6, 0.7
+    line = plot.outlines(np.array([[x, y, 9.0, length, width, 1.5, yaw]]))[0]
+    turn = np.array([[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]])
+    ends = {(round(a, 6), round(b, 6)) for a, b in line[2:6]}
+    expected = [turn @ [i * length / 2, j * width / 2] + [x, y] for i in (1, -1) for j in (1, -1)]
+    assert ends == {(round(a, 6), round(b, 6)) for a, b in expected}
+    assert np.allclose(line[0], [x, y]) and np.allclose(line[1], line[6])
+
+
+def test_axes_show_the_range_and_both_forms_of_it(tmp_path):
+    for point_range in ((0, -20, 50, 30), (0, -20, -3, 50, 30, 1)):
+        panel = {"points": points(), "boxes": {}, "point_range": point_range}
+        (ax,) = plot.bev_scene(tmp_path / "a.png", [panel]).axes
+        assert ax.get_xlim() == (30, -20) and ax.get_ylim() == (0, 50)
+        assert ax.get_aspect() == 1 and "(m)" in ax.get_xlabel() and "(m)" in ax.get_ylabel()
+
+
+def test_every_panel_role_and_box_is_there_in_its_colour(tmp_path):
+    many = np.repeat(FRONT_LEFT, 5, axis=0)
+    panels = [{"title": role, "points": points(), "boxes": {"ground truth": many, role: many[:3]}}
+              for role in ("teacher", "student", "student + RDD")]  # fmt: skip
+    figure = plot.bev_scene(tmp_path / "a.png", panels)
+    assert [ax.get_title() for ax in figure.axes] == ["teacher", "student", "student + RDD"]
+    for ax in figure.axes:
+        assert len(drawn_lines(ax, "ground truth")) == 5 and len(drawn_lines(ax, ax.get_title())) == 3
+    (legend,) = figure.legends
+    shown = [line.get_color() for line in legend.get_lines()]
+    assert dict(zip((text.get_text() for text in legend.texts), shown, strict=True)) == plot.COLOURS
+
+
+@pytest.mark.parametrize("count, grid", [(1, (1, 1)), (3, (1, 3)), (4, (1, 4)), (5, (2, 3)), (6, (2, 3))])
+def test_number_of_panels(tmp_path, count, grid):
+    panels = [{"points": points(3), "boxes": {}}] * count
+    figure = plot.bev_scene(tmp_path / "a.png", panels)
+    assert len(figure.axes) == count
+    assert figure.axes[0].get_gridspec().get_geometry() == grid
+
+
+def test_low_scores_fade_and_names_are_written(tmp_path):
+    boxes = np.repeat(FRONT_LEFT, 2, axis=0)
+    panel = {"points": points(), "boxes": {"teacher": boxes}, "scores": {"teacher": np.array([0.1, 0.9])},
+             "names": {"teacher": ("Car", "Van")}}  # fmt: skip
+    (ax,) = plot.bev_scene(tmp_path / "a.png", [panel]).axes
+    (collection,) = [c for c in ax.collections if c.get_label() == "teacher"]
+    faint, strong = collection.get_colors()[:, 3]
+    assert 0.2 < faint < strong <= 1
+    assert [t.get_text().strip() for t in ax.texts] == ["Car", "Van"]
+
+
+def test_nothing_to_show_is_no_error(tmp_path):
+    panels = [{"points": np.zeros((0, 4)), "boxes": {"teacher": NOTHING, "ground truth": np.zeros(0)}},
+              {"points": np.zeros(0), "boxes": {}}]  # fmt: skip
+    assert len(plot.bev_scene(tmp_path / "new" / "a.png", panels).axes) == 2
+    assert (tmp_path / "new" / "a.png").is_file()  # and its folder was made
+
+
+def test_colours_follow_roles_and_are_never_shared():
+    found = plot.colours(["sim-xxs-rdd", "sim-teacher", "hint", "none", "sim-xs-rdd", "a", "b", "c"])
+    assert found["sim-xxs-rdd"] == plot.COLOURS["student + RDD"]
+    assert found["sim-teacher"] == plot.COLOURS["teacher"] and found["none"] == plot.COLOURS["student"]
+    assert len(set(found.values())) == len(found)
+    assert plot.colours(["rdd", "student + RDD"])["student + RDD"] == plot.COLOURS["student + RDD"]
+
+
+# ------------------------------------------------------------------ regions
+
+
+def some_regions(n, columns=5):
+    rng = np.random.default_rng(1)
+    centre = rng.uniform([5, -15], [35, 15], (n, 2))
+    boxes = np.column_stack([np.zeros(n), centre - 2, centre + [2, 3]])[:, 5 - columns :]
+    d = rng.gamma(4, 5, n)
+    return boxes, np.arange(n) % 2, d, (d > 18).astype(float)
+
+
+def rectangles(ax):
+    return [line for line in ax.lines if len(line.get_xdata()) == 5]
+
+
+def extent(line):
+    """x0, y0, x1, y1 of a rectangle on paper, where y goes across and x up."""
+    x, y = line.get_ydata(), line.get_xdata()
+    return min(x), min(y), max(x), max(y)
+
+
+@pytest.mark.parametrize("columns", [4, 5])
+def test_regions_are_drawn_in_place_selected_ones_solid(tmp_path, columns):
+    region, side, d, m = some_regions(40, columns)
+    figure = plot.regions(tmp_path / "r.png", points(), region, side, d, m, threshold=18, boxes=FRONT_LEFT)
+    scene, histogram, bar = figure.axes
+    lines = rectangles(scene)
+    assert len(lines) == 40
+    solid = [line for line in lines if line.get_linestyle() == "-"]
+    assert len(solid) == m.sum() and min(x.get_linewidth() for x in solid) > 1
+    assert all(line.get_linewidth() < 1 for line in lines if line not in solid)
+    assert np.allclose(sorted(map(extent, lines)), sorted(map(tuple, region[:, -4:])))
+    markers = [line.get_marker() for line in scene.lines if len(line.get_xdata()) == 1]
+    assert markers.count("s") == (side == 0).sum() and markers.count("o") == (side == 1).sum()
+    assert histogram.get_title() == f"{int(m.sum())} of 40 pairs selected ({m.mean():.0%})"
+    assert np.isclose(sum(patch.get_height() for patch in histogram.patches), 40)
+    (cut,) = histogram.lines
+    assert list(cut.get_xdata()) == [18, 18]
+    assert histogram.get_xlim() == bar.get_xlim() == (d.min(), d.max())  # the colour bar is its axis
+
+
+def test_more_disparate_is_darker_and_on_top(tmp_path):
+    region, side, d, m = some_regions(30)
+    scene = plot.regions(tmp_path / "r.png", points(), region, side, d, m).axes[0]
+    solid = [line for line in rectangles(scene) if line.get_linestyle() == "-"]
+    place = {tuple(np.round(r[-4:], 6)): value for r, value in zip(region, d, strict=True)}
+    order = [place[tuple(np.round(extent(line), 6))] for line in solid]
+    assert order == sorted(order)
+    darkness = [-np.dot(line.get_color()[:3], [0.3, 0.6, 0.1]) for line in solid]
+    assert darkness == sorted(darkness)
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_no_region_and_one_region(tmp_path, n):
+    region, side, d, m = some_regions(n)
+    figure = plot.regions(tmp_path / "r.png", np.zeros((0, 4)), region, side, d, m, boxes=NOTHING)
+    assert len(rectangles(figure.axes[0])) == n
+    assert figure.axes[1].get_title().startswith(f"{int(m.sum())} of {n} pairs")
+    assert not is_blank(tmp_path / "r.png")
+
+
+# ------------------------------------------------------------------ curves
+
+
+def write_run(folder, seed=0, steps=(10, 20, 30), final=50.0, pace=6.0, extra=()):
+    folder.mkdir(parents=True)
+    lines = []
+    for step in steps:
+        terms = {"cls": 2.0 / step + seed, "reg": 1.0 / step, **dict(extra)}
+        lines.append({"kind": "train", "step": step, "epoch": step / 10, "loss": sum(terms.values()), **terms,
+                      "seconds": step * pace})  # fmt: skip
+        lines.append({"kind": "eval", "step": step, "moderate_map_3d": final * step / steps[-1] + seed,
+                      "seconds": step * pace})  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def labelled(ax):
+    return {line.get_label().split(":")[0].split(" (")[0]: line for line in ax.lines}
+
+
+def test_curves_show_detection_loss_and_ap_by_step_and_by_minute(tmp_path):
+    alone = write_run(tmp_path / "alone", final=40)
+    rdd = write_run(tmp_path / "rdd", final=60, pace=12, extra={"feat": 100.0, "logit": 5.0}.items())
+    figure = plot.curves(tmp_path / "c.png", {"student": [alone], "student + RDD": [rdd]})
+    loss, steps, minutes = figure.axes
+    both = [labelled(loss)[name].get_ydata() for name in ("student", "student + RDD")]
+    assert np.allclose(*both), "without the distillation terms, or two methods' losses are not comparable"
+    assert loss.get_ylabel() == "loss: cls + reg"
+    assert list(labelled(steps)["student + RDD"].get_xdata()) == [10, 20, 30]
+    assert np.allclose(labelled(steps)["student + RDD"].get_ydata(), [20, 40, 60])
+    assert np.allclose(labelled(minutes)["student"].get_xdata(), [1, 2, 3])
+    assert np.allclose(labelled(minutes)["student + RDD"].get_xdata(), [2, 4, 6])
+    assert labelled(steps)["student"].get_color() == plot.COLOURS["student"]
+    assert "60.0" in steps.get_legend().get_texts()[1].get_text()
+
+
+def test_seeds_become_mean_and_range(tmp_path):
+    runs = [write_run(tmp_path / f"rdd-seed{seed}", seed=seed) for seed in (0, 1, 5)]
+    _, steps, _ = plot.curves(tmp_path / "c.png", {"rdd": runs}).axes
+    (line,), (band,) = steps.lines, steps.collections
+    assert np.allclose(line.get_ydata()[-1], 50 + 2)
+    low, high = band.get_paths()[0].vertices[:, 1].min(), band.get_paths()[0].vertices[:, 1].max()
+    assert np.allclose([low, high], [50 / 3, 55])
+
+
+def test_one_seed_that_stopped_early_does_not_break_the_mean(tmp_path):
+    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=4, steps=(10, 20), final=100 / 3)]
+    _, steps, _ = plot.curves(tmp_path / "c.png", {"rdd": runs}).axes
+    assert list(steps.lines[0].get_xdata()) == [10, 20, 30]
+    assert np.allclose(steps.lines[0].get_ydata(), [50 / 3 + 2, 100 / 3 + 2, 50])
+
+
+def test_one_step_and_no_evaluation_yet(tmp_path):
+    folder = tmp_path / "young"
+    folder.mkdir()
+    record = {"kind": "train", "step": 1, "cls": 3.0, "reg": 1.0, "seconds": 2}
+    (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    loss, steps, _ = plot.curves(tmp_path / "c.png", {"young": [folder]}).axes
+    assert loss.lines[0].get_marker() == "o", "a line through one point is invisible"
+    assert list(loss.lines[0].get_ydata()) == [4.0] and len(steps.lines[0].get_xdata()) == 0
+    assert not is_blank(tmp_path / "c.png")
+
+
+def test_smoothing_keeps_a_constant_and_the_length():
+    assert np.allclose(plot._smooth(np.full(20, 3.0), 5), 3.0)
+    assert np.allclose(plot._smooth(np.arange(9.0), 3)[1:-1], np.arange(9.0)[1:-1])  # inside, a line stays
+    assert len(plot._smooth(np.arange(4.0), 9)) == 4
+
+
+def test_log_cut_short_by_a_kill_is_read_and_a_broken_one_is_named(tmp_path):
+    run = write_run(tmp_path / "run")
+    path = run / "metrics.jsonl"
+    whole = path.read_text()
+    path.write_text(whole + '{"kind": "train", "st')
+    assert len(plot.read_metrics(run)) == 6
+    path.write_text("nonsense\n" + whole)
+    with pytest.raises(InputError, match=r"metrics.jsonl:1: expected a record .* found 'nonsense'"):
+        plot.read_metrics(run)
+    with pytest.raises(InputError, match="expected the log of a run, found no such file"):
+        plot.read_metrics(tmp_path / "no-such-run")
+    path.write_text("")
+    with pytest.raises(InputError, match="found none"):
+        plot.curves(tmp_path / "c.png", {"run": [run]})
+
+
+# ------------------------------------------------------------------ command line
+
+
+def run_main(monkeypatch, *words):
+    monkeypatch.setattr("sys.argv", ["plot.py", *map(str, words)])
+    plot.main()
+
+
+def test_command_line_groups_seeds_and_takes_labels(tmp_path, monkeypatch, capsys):
+    drawn = {}
+    monkeypatch.setattr(plot, "curves", lambda path, runs, *_: drawn.update(path=path, runs=runs))
+    a, b, c = (write_run(tmp_path / name) for name in ("x-rdd-seed0", "x-rdd-seed1", "other"))
+    run_main(monkeypatch, a, b, f"my label={c}")
+    assert drawn == {"path": tmp_path / "curves.png", "runs": {"x-rdd": [a, b], "my label": [c]}}
+    run_main(monkeypatch, a)
+    assert drawn["path"] == a / "curves.png"
+    assert capsys.readouterr().out.splitlines()[-1] == str(a / "curves.png")
+
+
+def test_command_line_draws_a_frame_of_a_kitti_root(tmp_path, monkeypatch):
+    training = tmp_path / "training"
+    for name in ("velodyne", "calib", "label_2"):
+        (training / name).mkdir(parents=True)
+    points().astype("<f4").tofile(training / "velodyne" / "000007.bin")
+    (training / "calib" / "000007.txt").write_text(
+        "".join(f"P{i}: 700 0 600 0 0 700 180 0 0 0 1 0\n" for i in range(4))
+        + "R0_rect: 1 0 0 0 1 0 0 0 1\nTr_velo_to_cam: 0 -1 0 0 0 0 -1 0 1 0 0 0\n"
+        + "Tr_imu_to_velo: 1 0 0 0 0 1 0 0 0 0 1 0\n"
+    )
+    label = "Car 0.00 0 0.00 500 150 600 250 1.50 1.60 4.00 -10.00 1.60 20.00 0.00\n"
+    (training / "label_2" / "000007.txt").write_text(label)
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found" / "000007.txt").write_text(label.replace("\n", " 0.75\n"))
+    seen = {}
+    monkeypatch.setattr(plot, "bev_scene", lambda path, panels, *_: seen.update(path=path, panel=panels[0]))
+    run_main(monkeypatch, "scene", "--root", tmp_path, "--frame", "7", "--results", tmp_path / "found")
+    assert seen["path"] == "000007.png"
+    box = seen["panel"]["boxes"]["ground truth"]
+    # 20 m ahead of the camera and 10 m to its left; rotation_y 0 looks to the right: yaw -pi/2
+    assert np.allclose(box[0, [0, 1, 3, 4, 6]], [20, 10, 4, 1.6, -np.pi / 2], atol=1e-3)
+    assert np.allclose(seen["panel"]["boxes"]["detections"], box, atol=1e-3)
+    assert list(seen["panel"]["scores"]["detections"]) == [0.75]
+    assert seen["panel"]["names"]["ground truth"] == ("Car",)
+    with pytest.raises(InputError):
+        run_main(monkeypatch, "scene", "--root", tmp_path, "--frame", "8")
+
+
+def test_real_frame(real_kitti, tmp_path, monkeypatch):
+    out = tmp_path / "real.png"
+    run_main(monkeypatch, "scene", "--root", real_kitti, "--frame", "000008", "--out", out)
+    assert not is_blank(out)

@@ -1,0 +1,294 @@
+"""RDD against plain loops, closed forms, and the wrong readings that would pass unnoticed."""
+
+import math
+
+import pytest
+import torch
+
+import rdd
+from config import preset
+from data import Frame
+from data.batch import collate
+from detector import Output, build
+from heads import Geometry
+from tests.scenes import tiny_config, tiny_frames
+
+GEOMETRY = Geometry(x0=-2.0, y0=1.0, cell_x=0.5, cell_y=0.8)
+
+
+class Head:
+    """Stands in for a detection head: proposes the regions it is told to."""
+
+    def __init__(self, regions):
+        self.regions = regions
+
+    def proposals(self, maps, score, limit):
+        return self.regions
+
+
+def output(neck, regions, logits=None, geometry=GEOMETRY):
+    logits = torch.full((len(neck), 3, *neck.shape[2:]), -2.0) if logits is None else logits
+    return Output(neck, [{"heatmap": logits}], geometry, Head(regions))
+
+
+def identity_rdd(**changes):
+    """RDD whose psi changes nothing, so that equal necks are equal regions."""
+    from dataclasses import replace
+
+    distil = rdd.RDD(replace(preset("cp-voxel-xxs-cpu"), **changes), 6, 6)
+    distil.psi = torch.nn.Identity()
+    return distil
+
+
+def boxes_in_cells(*cells, scan=0):
+    """Regions (scan, x0, y0, x1, y1) in metres that cover the cells [i - 2, i + 2] x [j - 2, j + 2]."""
+    g = GEOMETRY
+    rows = [[scan, g.x0 + (j - 2) * g.cell_x, g.y0 + (i - 2) * g.cell_y, g.x0 + (j + 3) * g.cell_x,
+             g.y0 + (i + 3) * g.cell_y] for i, j in cells]  # fmt: skip
+    return torch.tensor(rows, dtype=torch.float32).reshape(-1, 5)
+
+
+# ---------------------------------------------------------------- phi
+
+
+def bilinear(channel, y, x):
+    """Value of a map at real cell coordinates (cell centres at +0.5), border repeated; plain Python."""
+    height, width = channel.shape
+    y, x = min(max(y - 0.5, 0), height - 1), min(max(x - 0.5, 0), width - 1)
+    i, j = min(int(y), height - 2), min(int(x), width - 2)
+    a, b = y - i, x - j
+    return ((1 - a) * (1 - b) * channel[i, j] + (1 - a) * b * channel[i, j + 1] + a * (1 - b) * channel[i + 1, j]
+            + a * b * channel[i + 1, j + 1])  # fmt: skip
+
+
+def test_roi_align_equals_a_plain_loop_also_over_the_border():
+    torch.manual_seed(0)
+    maps = torch.randn(2, 3, 12, 20, dtype=torch.float64)
+    regions = torch.tensor([[1, 0.1, 2.3, 3.7, 6.1], [0, -3.0, 0.0, -1.0, 3.0], [1, 6.0, 8.0, 9.5, 12.0]]).double()
+    got = rdd.roi_align(maps, regions, GEOMETRY, 5)
+    for r, (scan, x0, y0, x1, y1) in enumerate(regions.tolist()):
+        for p in range(5):
+            for q in range(5):
+                y = (y0 + (y1 - y0) * (p + 0.5) / 5 - GEOMETRY.y0) / GEOMETRY.cell_y
+                x = (x0 + (x1 - x0) * (q + 0.5) / 5 - GEOMETRY.x0) / GEOMETRY.cell_x
+                for c in range(3):
+                    assert float(got[r, c, p, q]) == pytest.approx(float(bilinear(maps[int(scan), c], y, x)), abs=1e-9)
+
+
+def test_roi_align_of_one_place_on_two_grids_sees_the_same_values():
+    """A linear map is the same function of metres on any grid: regions are mapped in metres, not in cells."""
+    fine, coarse = Geometry(0, 0, 0.5, 0.5), Geometry(0, 0, 1.0, 2.0)
+
+    def ramp(g, height, width):
+        y = (torch.arange(height) + 0.5) * g.cell_y
+        x = (torch.arange(width) + 0.5) * g.cell_x
+        return (3 * y[:, None] + x[None]).view(1, 1, height, width)
+
+    regions = torch.tensor([[0, 3.0, 4.0, 6.0, 8.0]])
+    a = rdd.roi_align(ramp(fine, 48, 40), regions, fine, 7)
+    b = rdd.roi_align(ramp(coarse, 12, 20), regions, coarse, 7)
+    torch.testing.assert_close(a, b)
+
+
+def test_roi_align_gradient():
+    maps = torch.randn(2, 2, 4, 5, dtype=torch.float64, requires_grad=True)
+    regions = torch.tensor([[0, -1.5, 1.2, 0.3, 3.0], [1, -1.0, 2.0, 0.0, 3.9]], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda m: rdd.roi_align(m, regions, GEOMETRY, 3), maps)
+
+
+# ---------------------------------------------------------------- the equations
+
+
+def test_eq2_softmax_as_printed():
+    region = torch.randn(2, 4, 3, 3)
+    got = rdd.normalise(region, "softmax", "channel", 4.0)
+    for c in range(4):
+        expected = (region[:, c] / 4).exp() / sum((region[:, k] / 4).exp() for k in range(4))
+        torch.testing.assert_close(got[:, c], expected)
+    spatial = rdd.normalise(region, "softmax", "spatial", 4.0)
+    torch.testing.assert_close(spatial.sum(dim=(2, 3)), torch.ones(2, 4))
+    assert torch.equal(rdd.normalise(region, "none"), region)
+
+
+def test_standardised_distance_is_the_correlation():
+    s, t = torch.randn(5, 4, 3, 3), torch.randn(5, 4, 3, 3)
+    d = rdd.disparity(rdd.normalise(s, "standardise"), rdd.normalise(t * 7 + 2, "standardise"))
+    for i in range(5):
+        rho = torch.corrcoef(torch.stack([s[i].flatten(), t[i].flatten()]))[0, 1]
+        assert float(d[i]) == pytest.approx(math.sqrt(2 * (1 - float(rho))), abs=1e-5)
+
+
+def test_eq3_gaussian_information_has_the_closed_form():
+    s = torch.randn(1, 8, 30, 30)
+    t = 0.6 * s + 0.8 * torch.randn(1, 8, 30, 30)
+    rho = float(torch.corrcoef(torch.stack([s.flatten(), t.flatten()]))[0, 1])
+    assert float(rdd.information(s, t, "gaussian")) == pytest.approx(-0.5 * math.log(1 - rho**2), abs=1e-4)
+    assert float(rdd.information(s, -s, "gaussian")) == 0
+    torch.testing.assert_close(rdd.information(s, t, "distance"), -(s - t).flatten().norm().view(1))
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.3, 1.0, 5.0])
+def test_eq5_threshold_is_the_minimum_over_the_whole_box(lam):
+    """Brute force over a grid of m: no m in [0, 1]^R has a lower objective."""
+    info = -torch.tensor([0.2, 0.5, 2.0])
+    m = rdd.solve_selection(info, torch.zeros(3), "threshold", lam, 0.6)
+    values = torch.linspace(0, 1, 6)
+    grid = torch.cartesian_prod(values, values, values)
+    best = min(float(rdd.inner_objective(g, info, lam)) for g in grid)
+    assert float(rdd.inner_objective(m, info, lam)) == pytest.approx(best, abs=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["threshold", "relative", "soft", "gaussian"])
+def test_lambda_zero_keeps_all_and_a_larger_lambda_fewer(rule):
+    torch.manual_seed(1)
+    info = -torch.rand(40) * 2 if rule != "gaussian" else torch.rand(40)
+    scan = (torch.arange(40) % 2).float()
+    kept = [float(rdd.solve_selection(info, scan, rule, lam, 0.6).sum()) for lam in (0.0, 0.2, 0.8, 2.5)]
+    assert kept[0] == 40
+    assert kept == sorted(kept, reverse=True) and kept[-1] < kept[0]
+
+
+def test_top_keeps_the_most_disparate_fraction_of_each_scan():
+    d = torch.tensor([5.0, 1.0, 3.0, 2.0, 4.0, 100.0, 50.0])
+    scan = torch.tensor([0.0, 0, 0, 0, 0, 1, 1])
+    m = rdd.solve_selection(-d, scan, "top", 0.1, 0.6)
+    assert m.tolist() == [1, 0, 1, 0, 1, 1, 0]
+    assert rdd.solve_selection(-d, scan, "all", 0.1, 0.6).tolist() == [1] * 7
+
+
+def test_eq4_and_eq7_agree_when_everything_is_selected():
+    info = torch.randn(9)
+    torch.testing.assert_close(rdd.selected_information(info, torch.ones(9)), rdd.naive_total(info))
+    m = torch.tensor([1.0, 0, 1, 0, 0, 0, 0, 0, 0.5])
+    assert float(rdd.selected_information(info, m)) == pytest.approx(float(info[0] + info[2] + 0.5 * info[8]), abs=1e-6)
+
+
+def test_eq8_and_eq9_equal_plain_loops():
+    torch.manual_seed(2)
+    s, t, m = torch.randn(6, 3, 4, 4), torch.randn(6, 3, 4, 4), torch.tensor([1.0, 0, 1, 1, 0, 0.5])
+    feat = sum(float(m[i]) * math.sqrt(float(((s[i] - t[i]) ** 2).sum())) for i in range(6)) / 6
+    assert float(rdd.feature_loss(rdd.disparity(s, t), m)) == pytest.approx(feat, rel=1e-5)
+    for reduce, over in (("sum", 1), ("mean", 48)):
+        logit = sum(float(m[i]) * float((s[i] - t[i]).abs().sum()) / over for i in range(6)) / 6
+        assert float(rdd.logit_loss(s, t, m, reduce)) == pytest.approx(logit, rel=1e-5)
+        both = rdd.logit_loss(s, t, m, reduce, s, t)  # the regression term of anchor heads
+        assert float(both) == pytest.approx(2 * logit, rel=1e-5)
+
+
+def test_eq10_is_the_sum_of_its_weighted_terms():
+    terms = {"cls": torch.tensor(1.5), "reg": torch.tensor(0.25)}, {"feat": torch.tensor(2.0), "logit": torch.tensor(4.0)}
+    assert float(rdd.total_loss(*terms)) == 7.75
+
+
+def test_gradient_of_the_distance_of_equal_regions_is_zero_not_nan():
+    s = torch.ones(2, 3, 4, 4, requires_grad=True)
+    rdd.feature_loss(rdd.disparity(s, torch.ones(2, 3, 4, 4)), torch.ones(2)).backward()
+    assert torch.equal(s.grad, torch.zeros_like(s))
+
+
+# ---------------------------------------------------------------- the whole
+
+
+@pytest.mark.parametrize("normalise", ["none", "softmax", "standardise"])
+def test_identical_teacher_and_student_give_zero_loss(normalise):
+    neck, regions = torch.rand(2, 6, 12, 20), boxes_in_cells((3, 4), (8, 15))
+    terms, _ = identity_rdd(normalise=normalise, select="all")(output(neck, regions), output(neck.clone(), regions))
+    assert float(terms["feat"]) == 0 and float(terms["logit"]) == 0
+
+
+@pytest.mark.parametrize("normalise", ["none", "softmax", "standardise"])
+@pytest.mark.parametrize("select", ["top", "threshold", "relative", "gaussian"])
+def test_a_difference_in_one_place_is_selected_there(normalise, select):
+    torch.manual_seed(3)
+    neck_t = torch.rand(1, 6, 24, 40)
+    neck_s = neck_t.clone()
+    neck_s[:, :3, 16:22, 26:34] = torch.rand(1, 3, 6, 8) * 6  # around cell (19, 30)
+    places = boxes_in_cells((4, 5), (4, 30), (19, 30), (19, 6))
+    distil = identity_rdd(normalise=normalise, select=select, fraction=0.25, lam=1e-3)
+    _, seen = distil(output(neck_s, places[:2]), output(neck_t, places[2:]))
+    assert seen["regions"].shape == (4, 5) and seen["side"].tolist() == [0, 0, 1, 1]
+    assert seen["m"].tolist() == [1, 0, 0, 0]  # the teacher's first proposal is the third place
+
+
+def test_regions_come_from_both_models():
+    neck = torch.rand(1, 6, 12, 20)
+    _, seen = identity_rdd()(output(neck, boxes_in_cells((3, 4))), output(neck, boxes_in_cells((8, 9), (5, 5))))
+    assert (seen["side"] == 0).sum() == 2 and (seen["side"] == 1).sum() == 1
+
+
+@pytest.mark.parametrize("counts", [(0, 0), (0, 1), (1, 0)])
+@pytest.mark.parametrize("select", ["top", "threshold", "relative", "soft", "gaussian", "all"])
+def test_no_or_one_proposal(counts, select):
+    """Zero loss with a gradient path when nobody proposes; no failure of psi's batch norm with one region."""
+    from dataclasses import replace
+
+    distil = rdd.RDD(replace(preset("cp-voxel-xxs-cpu"), select=select), 6, 8).train()
+    neck = torch.rand(1, 6, 12, 20, requires_grad=True)
+    n, k = counts
+    terms, seen = distil(output(neck, boxes_in_cells((3, 4))[:n]), output(torch.rand(1, 8, 12, 20), boxes_in_cells((8, 9))[:k]))
+    total = rdd.total_loss(terms, {})
+    assert total.isfinite() and (n + k > 0 or float(total) == 0)
+    total.backward()
+    rdd.summary(seen)
+
+
+def test_boxes_over_the_border_are_finite_and_inside_their_map():
+    neck = torch.rand(1, 6, 12, 20)
+    regions = boxes_in_cells((0, 0), (11, 19), (-3, 25))
+    terms, _ = identity_rdd(select="all")(output(neck, regions), output(neck + 1, regions))
+    assert all(t.isfinite() for t in terms.values())
+
+
+def test_gradients_reach_student_and_psi_and_never_the_teacher():
+    cfg = tiny_config(method="rdd")
+    teacher = build(tiny_config(width=(1.0, 1.0, 1.0))).eval().requires_grad_(False)
+    student = build(cfg).train()
+    distil = rdd.RDD(cfg, student.backbone.out_channels, teacher.backbone.out_channels).train()
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}  # parameters AND buffers
+    optimizer = torch.optim.SGD([*student.parameters(), *distil.parameters()], lr=0.01)
+    for _ in range(3):
+        batch = collate(tiny_frames(2), cfg)
+        x = student.prepare(batch)
+        with torch.no_grad():
+            out_t = teacher(x)
+        terms, seen = distil(student(x), out_t)
+        optimizer.zero_grad()
+        rdd.total_loss(terms, {}).backward()
+        optimizer.step()
+    assert len(seen["d"]) > 0
+    for name, p in [*student.encoder.named_parameters(), *distil.named_parameters()]:
+        assert p.grad is not None and p.grad.abs().sum() > 0, name
+    assert all(p.grad is None for p in teacher.parameters())
+    for name, value in teacher.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_the_student_s_proposals_carry_no_gradient():
+    cfg = tiny_config()
+    student = build(cfg)
+    out = student(student.prepare(collate(tiny_frames(1), cfg)))
+    assert not out.proposals(0.01, 20).requires_grad
+
+
+def test_gradient_norms_measure_the_pull_on_the_neck():
+    neck = torch.ones(1, 2, 3, 3, requires_grad=True)
+    norms = rdd.gradient_norms({"a": neck.sum(), "b": (2 * neck[0, 0, 0, 0]), "c": torch.ones((), requires_grad=True)}, neck)
+    assert norms["a"] == pytest.approx(math.sqrt(18)) and norms["b"] == pytest.approx(2) and norms["c"] == 0
+
+
+def test_printed_reading_is_the_paper_s():
+    from config import READINGS
+
+    printed = READINGS["printed"]
+    assert (printed["normalise"], printed["softmax_axis"], printed["select"]) == ("softmax", "channel", "threshold")
+    assert (printed["tau"], printed["lam"], printed["alpha1"], printed["alpha2"]) == (4, 0.1, 0.2, 0.2)
+
+
+def test_empty_scan_in_a_batch_is_distilled_as_nothing():
+    cfg = tiny_config(method="rdd")
+    empty = Frame("empty", torch.zeros(0, 4).numpy(), torch.zeros(0, 7).numpy(), ())
+    batch = collate([empty, *tiny_frames(1)], cfg)
+    model = build(cfg)
+    out = model(model.prepare(batch))
+    terms, _ = rdd.RDD(cfg, model.backbone.out_channels, model.backbone.out_channels)(out, out)
+    assert all(t.isfinite() for t in terms.values())
