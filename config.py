@@ -121,7 +121,7 @@ class Config:
     tau: float = opt(4.0, "temperature of Eq. 2", DISTIL)
     select: str = opt("top", "how m* of Eq. 5 is solved", DISTIL,
                       ("threshold", "relative", "top", "soft", "gaussian", "all"))
-    lam: float = opt(0.1, "lambda of Eq. 5: threshold on d, in d's unit (threshold, soft), in mean d (relative), nats (gaussian)", DISTIL)
+    lam: float = opt(0.1, "lambda of Eq. 5, in the unit of d (threshold, soft), of mean d (relative), in nats (gaussian)", DISTIL)
     fraction: float = opt(0.6, "share of a scan's region pairs that select=top keeps", DISTIL)
     p_cls: str = opt("sum", "Eq. 9's |differences| over a region: their sum, mean, or at its peak only", DISTIL,
                      ("sum", "mean", "peak"))
@@ -183,12 +183,12 @@ def cp_voxel_cpu() -> Config:
 
 def cp_voxel_s_cpu() -> Config:
     """CP-Voxel-S of the CPU teacher."""
-    return replace(cp_voxel_cpu(), preset="cp-voxel-s-cpu", width=(1.0, 0.5, 0.5), method="rdd", epochs=6, eval_every=2)
+    return replace(cp_voxel_cpu(), preset="cp-voxel-s-cpu", width=(1.0, 0.5, 0.5), method="rdd")
 
 
 def cp_voxel_xxs_cpu() -> Config:
     """CP-Voxel-XXS of the CPU teacher: the large gap, and the demo's student."""
-    return replace(cp_voxel_cpu(), preset="cp-voxel-xxs-cpu", width=(0.5, 0.25, 0.25), method="rdd", epochs=6, eval_every=2)
+    return replace(cp_voxel_cpu(), preset="cp-voxel-xxs-cpu", width=(0.5, 0.25, 0.25), method="rdd")
 
 
 PRESETS = {f().preset: f for f in (cp_voxel, cp_voxel_s, cp_voxel_xs, cp_voxel_xxs,

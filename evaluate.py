@@ -32,17 +32,19 @@ def detect(detector: "Detector", dataset: "Kitti", device: Any, batch_size: int 
     from tqdm import tqdm
 
     import parallel
-    from data.batch import collate
+    from data.batch import collate, report_dropped
     from data.kitti import image_size, objects_from_boxes
 
     mine = range(parallel.rank(), len(dataset), parallel.world_size())
     found: dict[str, Objects] = {}
+    told: set[str] = set()
     training = detector.training
     detector.eval()
     for start in tqdm(range(0, len(mine), batch_size), desc="evaluating", unit="batch", leave=False,
                       disable=parallel.rank() > 0, dynamic_ncols=True):  # fmt: skip
         indices = mine[start : start + batch_size]
         batch = collate([dataset[i] for i in indices], detector.cfg).to(device)
+        report_dropped(batch, told)
         with torch.no_grad():
             detections = detector.decode(detector(detector.prepare(batch)))
         for i, (boxes, scores, labels) in zip(indices, detections, strict=True):
@@ -108,10 +110,10 @@ def result_files(path: Path) -> list[Path]:
 
 
 def kitti_main(words: list[str]) -> None:
-    """Score saved KITTI results: the frames that have a result file, as the official kit reads one per frame."""
+    """Score saved KITTI results: all frames that have a result file."""
     p = ArgumentParser(prog="evaluate.py kitti", description="Score KITTI result files (16 columns a line).")
     p.add_argument("--gt", type=Path, required=True, metavar="DIR", help="label files, or a KITTI root")
-    p.add_argument("--results", type=Path, required=True, metavar="DIR", help="result files, named as the labels")
+    p.add_argument("--results", type=Path, required=True, metavar="DIR", help="result files, named like labels")
     p.add_argument("--json", type=Path, metavar="OUT", help="also write all numbers here")
     every = "Car,Pedestrian,Cyclist"
     p.add_argument("--classes", default=every, metavar="A,B", help=f"which of them [{every}]")
@@ -123,8 +125,8 @@ def kitti_main(words: list[str]) -> None:
     results = result_files(args.results)
     lost = [r.name for r in results if not (folder / r.name).is_file()]
     if lost:
-        found = f"{len(lost)} without one, first {lost[0]}"
-        raise InputError(f"{args.results}: expected a label file in {folder} for every result file, found {found}")
+        missing = f"found {len(lost)} without one, first {lost[0]}"
+        raise InputError(f"{args.results}: expected a label file in {folder} for each result, {missing}")
     print(f"scoring the {len(results)} frames that have a result file, labels from {folder}")
     without = sorted({path.stem for path in folder.glob("[0-9]*.txt")} - {r.stem for r in results})
     if without:
@@ -133,11 +135,11 @@ def kitti_main(words: list[str]) -> None:
               "empty one, for every frame of the split)")  # fmt: skip
     labels = [read_objects(folder / r.name, scored=False) for r in results]
     detections = [read_objects(r, scored=True) for r in results]
-    for path, found in zip(results, detections, strict=True):
-        for word in found.type:
-            if word.lower() not in map(str.lower, TYPES):  # the official evaluator ignores case
-                hint = did_you_mean(str(word), TYPES)
-                raise InputError(f"{path}: expected a KITTI type, found {str(word)!r}{hint}")
+    known = {word.lower() for word in TYPES}  # the official evaluator ignores case
+    for path, objects in zip(results, detections, strict=True):
+        for word in map(str, objects.type):
+            if word.lower() not in known:
+                raise InputError(f"{path}: expected a KITTI type, found {word!r}{did_you_mean(word, TYPES)}")
     classes = tuple(name for name in args.classes.split(",") if name)
     result = evaluate(labels, detections, classes, progress=True)
     print(format_table(result, count_labels(labels, classes)))

@@ -10,9 +10,7 @@ makes a step longer, the student alone is also trained for the wall-clock time t
 
 import json
 import os
-import platform
 import shlex
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +25,7 @@ def run_once(cfg: Config, folder: Path, teacher: Any, results: Path, role: str) 
     """Train (or find) one run, and its record: results/NAME.json."""
     from data.batch import collate
     from detector import count_macs, count_parameters
+    from runs import commit, machine
     from train import open_data, train
 
     detector = train(cfg, folder, teacher)
@@ -38,10 +37,11 @@ def run_once(cfg: Config, folder: Path, teacher: Any, results: Path, role: str) 
         "suite": folder.parent.name, "role": role, "seed": cfg.seed, "preset": cfg.preset, "method": cfg.method,
         "epochs": cfg.epochs, "steps": evaluations[-1]["step"], "seconds": evaluations[-1]["seconds"],
         "parameters": count_parameters(detector), "macs": count_macs(detector, sample),
-        "last": evaluations[-1]["result"], "best": max(evaluations, key=lambda e: e["moderate_map_3d"])["result"],
-        "command": shlex.join(sys.argv), "machine": machine(), "config": json.loads((folder / "config.json").read_text()),
+        "last": evaluations[-1]["result"],
+        "best": max(evaluations, key=lambda e: e["moderate_map_3d"])["result"],
+        "command": shlex.join(sys.argv), "commit": commit(), "machine": machine(),
+        "config": json.loads((folder / "config.json").read_text()),
     }  # fmt: skip
-    record["commit"] = commit()
     results.mkdir(parents=True, exist_ok=True)
     path = results / f"{folder.name}.json"
     if not path.is_file():  # a finished run keeps the record it had when it was trained
@@ -49,19 +49,6 @@ def run_once(cfg: Config, folder: Path, teacher: Any, results: Path, role: str) 
         temporary.write_text(json.dumps(record, indent=1) + "\n")
         os.replace(temporary, path)
     return json.loads(path.read_text())
-
-
-def commit() -> str:
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False,
-                          cwd=Path(__file__).parent)  # fmt: skip
-    return done.stdout.strip() or "unknown"
-
-
-def machine() -> str:
-    import torch
-
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{os.cpu_count()} cores, {platform.machine()}, {gpu}, torch {torch.__version__.split('+')[0]}"
 
 
 def demo(seeds: list[int], runs: Path, results: Path) -> None:

@@ -14,7 +14,7 @@ dims: N points · M boxes (x, y, z, length, width, height, yaw) · R regions (x0
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -268,14 +268,16 @@ def _line(ax: "Axes", rows: np.ndarray, across: int, colour: str, label: str, ma
     ax.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
 
 
-def curves(path: str | Path, runs: Mapping[str, Sequence[str | Path]], metric: str = "moderate_map_3d",
+def curves(path: str | Path, runs: Sequence[tuple[str, str | Path]], metric: str = "moderate_map_3d",
            terms: Sequence[str] = DETECTION) -> "Figure":  # fmt: skip
-    """Loss against steps, AP against steps, AP against training time; runs: label -> run folders, its seeds.
+    """Loss against steps, AP against steps, AP against training time, of (label, run folder) pairs.
 
-    Several seeds: their mean, in a band from the lowest to the highest. The loss is the sum of those `terms`
-    that a run logs, as a running mean. Raises InputError when no run has anything to draw.
+    Runs of one label are its seeds: their mean, in a band from the lowest to the highest. The loss is the sum
+    of those `terms` that a run logs, as a running mean. Raises InputError when no run has anything to draw.
     """
-    logs = {label: [read_metrics(run) for run in folders] for label, folders in runs.items() if folders}
+    logs: dict[str, list[list[dict[str, Any]]]] = {}
+    for label, run in runs:
+        logs.setdefault(label, []).append(read_metrics(run))
     colour = colours(logs)
     figure = _figure(12.0, 3.8)
     loss, steps, time = figure.subplots(1, 3)
@@ -293,8 +295,8 @@ def curves(path: str | Path, runs: Mapping[str, Sequence[str | Path]], metric: s
         for ax, across in ((steps, 0), (time, 1)):
             _line(ax, points, across, colour[label], label + final, "o")
     if not sum(map(len, everything)):
-        raise InputError(f"{', '.join(map(str, runs))}: expected records with {', '.join((*terms, metric))}, "
-                         "found none")  # fmt: skip
+        where = ", ".join(str(run) for _, run in runs) or "no run"
+        raise InputError(f"{where}: expected records with {', '.join((*terms, metric))}, found none")
     used = [t for t in terms if any(t in record for log in logs.values() for run in log for record in run)]
     _tidy(loss, "training loss", "step", f"loss: {' + '.join(used)}")
     values = np.concatenate(everything[::2])
@@ -351,13 +353,13 @@ def main() -> None:
     parser.add_argument("--metric", default="moderate_map_3d", help="what to plot as AP [%(default)s]")
     parser.add_argument("--terms", default=",".join(DETECTION), help="loss terms to add up [%(default)s]")
     args = parser.parse_args()
-    runs: dict[str, list[Path]] = {}
+    runs = []
     for text in args.runs:
         label, _, run = text.rpartition("=")
         label = label or re.sub(r"[-_.]?seed\d+$", "", Path(run).resolve().name)
-        runs.setdefault(label, []).append(Path(run))
-    first, *others = (run for folders in runs.values() for run in folders)
-    out = args.out or (first.parent if others else first) / "curves.png"
+        runs.append((label, Path(run)))
+    first = runs[0][1]
+    out = args.out or (first.parent if len(runs) > 1 else first) / "curves.png"
     curves(out, runs, args.metric, args.terms.split(","))
     print(out)
 

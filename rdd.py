@@ -184,6 +184,13 @@ class RDD(nn.Module):
         self.cfg = cfg
         self.psi = nn.Sequential(nn.Conv2d(channels_s, channels_t, 1, bias=False), BatchNorm(channels_t), nn.ReLU())
 
+    @classmethod
+    def seeded(cls, cfg: Config, channels_s: int, channels_t: int) -> "RDD":
+        """psi's first weights depend on `cfg.seed` only, and the global random state is left as it was."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(cfg.seed)
+            return cls(cfg, channels_s, channels_t)
+
     def forward(self, out_s: Output, out_t: Output) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The weighted terms of Eq. 10 ({"feat", "logit"}) and what is worth seeing of the step.
 

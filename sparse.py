@@ -71,11 +71,15 @@ class SparseTensor:
         return replace(self, features=features)
 
     def dense(self) -> Tensor:
-        """(B, C, D, H, W), zero at the empty sites."""
-        cells, key = math.prod(self.shape), site_keys(self.coords, self.shape)
-        dense = self.features.new_zeros(self.batch_size, self.features.shape[1], cells)
-        dense[key // cells, :, key % cells] = self.features
-        return dense.view(self.batch_size, -1, *self.shape)
+        """(B, C, D, H, W), zero at the empty sites; in memory (B, H, W, C, D).
+
+        That order is channels_last once z is folded into the channels by flatten(1, 2), which copies nothing.
+        """
+        b, z, y, x = self.coords.clone().long().unbind(1)  # a copy: autograd saves none made in inference mode
+        depth, height, width = self.shape
+        dense = self.features.new_zeros(self.batch_size, height, width, self.features.shape[1], depth)
+        dense[b, y, x, :, z] = self.features
+        return dense.permute(0, 3, 4, 1, 2)
 
 
 class SparseConv3d(nn.Module):
@@ -111,8 +115,7 @@ class SparseConv3d(nn.Module):
             return spconv_forward(self, x, dtype)
         book = self.rule_book(x)
         taps = self.weight.flatten(1, 3).permute(1, 2, 0).to(dtype).contiguous()  # (K, in, out)
-        with torch.autocast(device, enabled=False):  # the casts are made
-            features = SparseConvolution.apply(x.features.to(dtype), taps, book)
+        features = SparseConvolution.apply(x.features.to(dtype), taps, book)
         if self.bias is not None:
             features = features + self.bias.to(dtype)
         if book.centre is not None:
@@ -134,9 +137,7 @@ class SparseConv3d(nn.Module):
 class SubMConv3d(SparseConv3d):
     """Submanifold convolution (Graham, van der Maaten 2017): the outputs are the input sites. Odd kernels."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int | Triple = 3, bias: bool = False
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int | Triple = 3, bias: bool = False) -> None:
         kernel = triple(kernel_size)
         if any(k % 2 == 0 for k in kernel):
             raise ValueError(f"a submanifold kernel needs a centre: odd sizes, found {kernel}")
@@ -232,7 +233,7 @@ def strided_rules(coords: Tensor, shape: Triple, kernel: Triple, stride: Triple,
     outputs, meets = [], []
     for site, n, (_, k, s, p) in zip(coords[:, 1:].long().unbind(1), out_shape, axes, strict=True):
         shifted = [site + (p - tap) for tap in range(k)]
-        output = [z.div(s, rounding_mode="floor") for z in shifted]
+        output = [z // s for z in shifted]
         meets.append([(o * s == z) & (o >= 0) & (o < n) for z, o in zip(shifted, output, strict=True)])
         outputs.append(output)
     sources, keys = [], []

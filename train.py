@@ -12,23 +12,18 @@ used. A run is a folder, runs/NAME; the same command continues it where it stopp
 metrics.jsonl. Many processes: torchrun --nproc-per-node 8 train.py ... with the same meaning of every option.
 """
 
-import json
 import math
 import os
-import platform
-import shlex
-import subprocess
-import sys
 import time
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import (DATA, DEFAULT_PAIR, DISTIL, MODEL, OPTIM, PRESETS, READINGS, RUN, ArgumentParser, Config, InputError,
-                    add_options, did_you_mean, from_json, override, preset, run_cli, show, to_json)  # fmt: skip
+                    add_options, did_you_mean, from_json, override, preset, run_cli, show)  # fmt: skip
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from data.kitti import Kitti
     from detector import Detector
@@ -51,9 +46,10 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
     from tqdm import tqdm
 
     import parallel
-    from data.batch import TrainingFrames, steps_per_epoch, training_batches
+    from data.batch import TrainingFrames, report_dropped, steps_per_epoch, training_batches
     from detector import build
     from rdd import RDD, gradient_norms, summary, total_loss
+    from runs import RunFolder
 
     rank, world, device = parallel.start()
     if cfg.batch_size % world:
@@ -64,9 +60,7 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
     if teacher is not None and cfg.method == "rdd":
         # The teacher stays outside the student: frozen, in eval mode, never in the checkpoint.
         teacher = teacher.to(device).eval().requires_grad_(False)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(cfg.seed)
-            distil = RDD(cfg, student.backbone.out_channels, teacher.backbone.out_channels).to(device)
+        distil = RDD.seeded(cfg, student.backbone.out_channels, teacher.backbone.out_channels).to(device)
     shared_input = distil is not None and teacher.shares_input(student)
 
     parameters = list(student.parameters()) + (list(distil.parameters()) if distil else [])
@@ -81,8 +75,9 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
     student.train()
     batches = training_batches(TrainingFrames(frames, cfg, object_database(cfg, frames)), step, stop, workers, rank, world)
     bar = tqdm(batches, total=last_step, initial=step, desc=folder.name, unit="step", disable=rank > 0, dynamic_ncols=True)
-    began = time.perf_counter()
+    began, told = time.perf_counter(), set()
     for batch in bar:
+        report_dropped(batch, told)
         lr, beta1 = one_cycle(step, last_step, cfg.lr)
         for group in optimizer.param_groups:
             group["lr"], group["betas"] = lr, (beta1, 0.99)
@@ -194,100 +189,6 @@ def prepare_data(cfg: Config, workers: int) -> Config:
             simulate(root, workers=workers)
         return replace(cfg, root=str(root))
     return replace(cfg, root=cfg.root or str(DEFAULT_ROOT[cfg.data]))
-
-
-# ------------------------------------------------------------------ a run is a folder
-
-
-class RunFolder:
-    """runs/NAME: config.json, command.txt, environment.txt, metrics.jsonl, last.pt, best.pt."""
-
-    def __init__(self, path: Path, cfg: Config, student: "Detector", distil: "nn.Module | None", optimizer: Any,
-                 scaler: Any) -> None:  # fmt: skip
-        self.path, self.cfg, self.student, self.distil = path, cfg, student, distil
-        self.optimizer, self.scaler = optimizer, scaler
-        self.seconds = 0.0  # spent training, evaluation left out
-        self.best = -1.0
-
-    def restore(self) -> int:
-        """The step to go on from: 0 in a new folder, else where last.pt stands. Raises InputError for another config."""
-        import parallel
-        from detector import load_weights, read_checkpoint
-
-        last = self.path / "last.pt"
-        if not last.is_file():
-            if parallel.rank() == 0:
-                self._begin()
-            return 0
-        content = read_checkpoint(last)
-        before, now = content["config"], json.loads(json.dumps(to_json(self.cfg)))
-        before = json.loads(json.dumps(before))
-        changed = [k for k in now if now[k] != before.get(k)]
-        if changed:
-            k = changed[0]
-            raise InputError(f"{self.path} holds a run with {k} = {before.get(k)}, this one has {now[k]}; choose another "
-                             "--name, or delete the folder")  # fmt: skip
-        load_weights(self.student, content["model"], last)
-        if self.distil is not None:
-            load_weights(self.distil, content["distil"], last)
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.scaler.load_state_dict(content["scaler"])
-        self.seconds, self.best = content["seconds"], content["best"]
-        if parallel.rank() == 0:
-            self._forget_after(content["step"])
-        return content["step"]
-
-    def _begin(self) -> None:
-        import torch
-
-        self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "config.json").write_text(json.dumps(to_json(self.cfg), indent=1))
-        (self.path / "command.txt").write_text(shlex.join(sys.argv) + "\n")
-        commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False,
-                                cwd=Path(__file__).parent).stdout.strip()  # fmt: skip
-        (self.path / "environment.txt").write_text(
-            f"commit {commit or 'unknown'}\npython {platform.python_version()}\ntorch {torch.__version__}\n"
-            f"machine {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads\n"
-            f"gpu {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}\n")  # fmt: skip
-        (self.path / "metrics.jsonl").write_text("")
-
-    def _forget_after(self, step: int) -> None:
-        """Drop log lines of steps that were done after the checkpoint and will be done again."""
-        path = self.path / "metrics.jsonl"
-        lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        path.write_text("".join(line + "\n" for line in lines))
-
-    def log(self, kind: str, record: dict[str, Any], seconds: float) -> None:
-        import parallel
-
-        if parallel.rank() == 0:
-            with open(self.path / "metrics.jsonl", "a") as file:
-                file.write(json.dumps({"kind": kind, **record, "seconds": round(seconds, 2)}) + "\n")
-
-    def evaluate(self, step: int, epoch: float, validation: "Kitti", device: Any) -> None:
-        import parallel
-        from evaluate import evaluate_detector, headline
-
-        result = evaluate_detector(self.student, validation, device)
-        self.student.train()
-        score = headline(result)
-        self.log("eval", {"step": step, "epoch": epoch, **score, "result": result}, self.seconds)
-        if parallel.rank() == 0:
-            print(f"{self.path.name}: epoch {epoch:g}: " + ", ".join(f"{k} {v:.2f}" for k, v in score.items()))
-        value = score["moderate_map_3d"]
-        if value > self.best:
-            self.best = value
-            self.save(step, "best.pt")
-
-    def save(self, step: int, name: str = "last.pt") -> None:
-        import parallel
-        from detector import save_checkpoint
-
-        if parallel.rank() == 0:
-            save_checkpoint(self.path / name, {
-                "format": 1, "config": to_json(self.cfg), "step": step, "seconds": self.seconds, "best": self.best,
-                "model": self.student.state_dict(), "distil": self.distil.state_dict() if self.distil else {},
-                "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()})  # fmt: skip
 
 
 # ------------------------------------------------------------------ command line

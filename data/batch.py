@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from config import Config, InputError
 from data import Frame
@@ -27,6 +28,7 @@ class Batch:
     points: Tensor  # (N, 1 + F): number of the scan, then the point
     boxes: list[Tensor]  # per scan (M, 7)
     labels: list[Tensor]  # per scan (M,) int64, index into Config.classes
+    dropped: dict[str, int]  # scans that had points that are not finite, and how many were left out
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -41,13 +43,22 @@ def collate(frames: list[Frame], cfg: Config) -> Batch:
     points, boxes, labels = [], [], []
     for n, frame in enumerate(frames):
         if frame.points.shape[1] < cfg.point_features:
-            raise InputError(f"frame {frame.id}: expected {cfg.point_features} values a point, found {frame.points.shape[1]}")
+            found = frame.points.shape[1]
+            raise InputError(f"frame {frame.id}: expected {cfg.point_features} values a point, found {found}")
         scan = np.full((len(frame.points), 1), n, dtype=np.float32)
         points.append(np.concatenate([scan, frame.points[:, : cfg.point_features]], axis=1))
         known = [i for i, name in enumerate(frame.names) if name in cfg.classes]
         boxes.append(torch.from_numpy(frame.boxes[known].astype(np.float32)))
         labels.append(torch.tensor([cfg.classes.index(frame.names[i]) for i in known], dtype=torch.int64))
-    return Batch([f.id for f in frames], torch.from_numpy(np.concatenate(points)), boxes, labels)
+    dropped = {frame.id: frame.dropped for frame in frames if frame.dropped}
+    return Batch([f.id for f in frames], torch.from_numpy(np.concatenate(points)), boxes, labels, dropped)
+
+
+def report_dropped(batch: Batch, told: set[str]) -> None:
+    """Say once per scan that points were left out because they are not finite."""
+    for id in batch.dropped.keys() - told:
+        tqdm.write(f"frame {id}: {batch.dropped[id]} points are NaN or infinite and were left out")
+        told.add(id)
 
 
 class TrainingFrames(Dataset):

@@ -1,4 +1,4 @@
-"""KITTI object detection: a root in the official layout -> `Frame`.   (reads after: kitti_files.py; next: augment.py)
+"""KITTI object detection: a root of the official layout -> `Frame`s.   (after: kitti_files.py; next: augment.py)
 
 A root holds training/{velodyne,calib,label_2,image_2}/NNNNNN.* and ImageSets/SPLIT.txt.
 `python -m data.kitti ROOT` prints what a root holds and what is wrong with it ("is my data ok?").
@@ -13,17 +13,10 @@ import numpy as np
 
 from config import ArgumentParser, InputError, did_you_mean, run_cli
 from data import Frame
-from data.kitti_files import (
-    Calibration,
-    Objects,
-    boxes_from_objects,
-    image_size,
-    lines_of,
-    read_calibration,
-    read_objects,
-    read_points,
-)
-from data.kitti_files import TYPES, image_boxes, objects_from_boxes, write_calibration, write_objects  # noqa: F401
+from data.kitti_files import (  # isort: skip  # noqa: F401 (whoever wants KITTI finds all of it here)
+    TYPES, Calibration, Objects, boxes_from_objects, image_boxes, image_size, lines_of, no_objects,
+    objects_from_boxes, read_calibration, read_objects, read_points, write_calibration, write_objects,
+)  # fmt: skip
 
 
 class Kitti:
@@ -75,15 +68,13 @@ class Kitti:
 
     def objects(self, i: int) -> Objects:
         """The label file as it stands, DontCare included; no objects for the split test."""
-        return (
-            read_objects(self._path("label_2", i), scored=False)
-            if "label_2" in self.needs
-            else XX
-        )
+        if "label_2" not in self.needs:
+            return no_objects()
+        return read_objects(self._path("label_2", i), scored=False)
 
     def difficulty(self, i: int) -> np.ndarray:
-        """(M,) int, per box of the frame: 0 easy, 1 moderate, 2 hard, -1 beyond, as OpenPCDet grades labels (the
-        evaluator's levels differ: each contains the easier ones, the height has to be above the limit)."""
+        """(M,) int, per box of the frame: 0 easy, 1 moderate, 2 hard, -1 beyond, as OpenPCDet grades labels. (The
+        evaluator's levels are others: each contains the easier ones, and a height at the limit is too low.)"""
         objects = self._objects_with_a_box(i)
         height = objects.bbox[:, 3] - objects.bbox[:, 1] + 1
         level = np.full(len(objects), -1)
@@ -108,7 +99,7 @@ class Kitti:
             complete -= {self.ids[i] for i in lost}
             missing += [self._path(name, i).relative_to(self.root).as_posix() for i in lost]
         if missing:
-            some = " ".join(sorted(complete)[:8]) + " ..." * (len(complete) > 8)
+            some = ",".join(sorted(complete)[:8]) + ",..." * (len(complete) > 8)
             advice = f"; to use those: --frames {some}" if some and hint else ""
             raise InputError(f"{self.root}: expected {len(self)} frames, found {len(complete)} (missing: "
                              f"{', '.join(missing[:3])}{', ...' * (len(missing) > 3)}){advice}")  # fmt: skip
@@ -133,10 +124,10 @@ def main() -> None:
     parser = ArgumentParser(prog="python -m data.kitti", description="What a KITTI root holds, problems too.")
     parser.add_argument("root", help="the folder that holds training/ and ImageSets/")
     parser.add_argument("--split", help="train, val, trainval or test; default: every frame that has points")
-    parser.add_argument("--frames", nargs="+", default=[], help="only these frames, e.g. 000000 000003")
+    parser.add_argument("--frames", default="", metavar="A,B", help="only these frames, e.g. 000000,000003")
     args = parser.parse_args()
     clouds = (Path(args.root) / "training" / "velodyne").glob("*.bin")
-    frames = args.frames or ([] if args.split else sorted(path.stem for path in clouds))
+    frames = [id for id in args.frames.split(",") if id] or ([] if args.split else sorted(path.stem for path in clouds))
     data = Kitti(args.root, args.split or "train", frames)
 
     import torch  # only now: --help and a wrong root should answer at once

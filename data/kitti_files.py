@@ -79,6 +79,11 @@ def _objects(types: list[str], rows: list[list[float]]) -> Objects:
                    t[:, 10:13], t[:, 13], t[:, 14])  # fmt: skip
 
 
+def no_objects() -> Objects:
+    """What an empty label file holds."""
+    return _objects([], [])
+
+
 def write_objects(path: str | Path, objects: Objects) -> None:
     """Write a label file (no object has a score: 15 columns, 2 decimals) or a result file (16 columns, 4)."""
     unscored = np.isnan(objects.score)

@@ -117,13 +117,13 @@ def table(simulated: dict, real: dict) -> str:
 
 # What no statistic here shows, or what the numbers cannot say by themselves
 KNOWN = """Different on purpose: more objects in a frame, above all people.
-Not simulated: the sensor's own car (its bonnet shades the lowest rings, which the image does not show), movement
-during a turn, rain and dust, reflections, the width of a beam (no mixed points at edges), errors of annotators
-(boxes are exact). Houses are plain blocks, things have few materials, trams and other rare objects are missing."""
+Not simulated: the sensor's own car (its bonnet shades the lowest rings, which the image does not show),
+movement during a turn, rain and dust, reflections, the width of a beam (no mixed points at edges), errors of
+annotators (boxes are exact). Houses are plain blocks, things have few materials, rare objects are missing."""
 
 
 def mismatches(simulated: dict, real: dict, limit: float = 0.25) -> str:
-    """The statistics that differ by more than `limit` of the real value, with few real objects said as such."""
+    """The statistics that differ by more than `limit` of the real value, and of how many objects."""
     ours, theirs = rows(simulated), rows(real)
     out = []
     for name, value in theirs.items():

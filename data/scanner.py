@@ -274,7 +274,8 @@ def echoes(
     power = np.log(
         bright * texture * np.sqrt(np.maximum(hits.cosine, 0.02)) * 1e6 / np.maximum(depth, 0.1) ** 2
     )
-    chance = 0.985 / (1 + np.exp((scanner.signal - power) / 0.5))
+    clear = rng.uniform(0.93, 1.0)  # weather and a dirty lens take a share of all echoes
+    chance = clear / (1 + np.exp((scanner.signal - power) / 0.5))
     heard = (
         (rng.random(shape, np.float32) < chance) & (depth < scanner.max_range) & (depth > scanner.min_range)
     )

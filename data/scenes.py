@@ -318,8 +318,8 @@ def make_scene(rng: np.random.Generator) -> Scene:
         ) if rng.random() < 0.5 else builder.add_woods(end, across, 30)
     for name, mean in zip(CLUTTER_NAMES, street.clutter, strict=True):
         for _ in range(rng.poisson(mean)):
-            u, side = rng.triangular(BEHIND, 15, AHEAD), rng.choice([-1, 1])
-            d = side * (half + 0.4 + rng.gamma(1.3, 2.6))
+            u, side = rng.triangular(BEHIND, 8, AHEAD), rng.choice([-1, 1])
+            d = side * (half + 0.3 + rng.gamma(1.2, 2.0))
             builder.add_clutter(name, u, d, rng.choice([0, np.pi / 2, np.pi]) + rng.normal(0, 0.1))
     parts = np.concatenate(builder.parts) if builder.parts else np.zeros(0, PART)
     return Scene(

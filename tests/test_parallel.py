@@ -36,14 +36,16 @@ def _half(rank: int, port: int, x: torch.Tensor, result: str) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     torch.manual_seed(0)
     norm, mine = BatchNorm(4).double(), (x[:6] if rank == 0 else x[6:]).clone().requires_grad_()
-    weight = torch.arange(9, dtype=torch.float64)[:, None][:6] if rank == 0 else torch.arange(9, dtype=torch.float64)[:, None][6:]
+    weight = torch.arange(9, dtype=torch.float64)[:, None]
+    weight = weight[:6] if rank == 0 else weight[6:]
     count = mean_over_processes(torch.tensor(float(len(mine)), dtype=torch.float64))
     loss = (norm(mine).square() * weight).sum() / count
     loss.backward()
     average_gradients(list(norm.parameters()))
     parts = gather(mine.grad.numpy())
     if rank == 0:
-        torch.save({"norm": norm.state_dict(), "grad": norm.weight.grad, "x": torch.tensor(parts[0]), "x1": torch.tensor(parts[1])}, result)
+        x0, x1 = (torch.tensor(part) for part in parts)
+        torch.save({"norm": norm.state_dict(), "grad": norm.weight.grad, "x": x0, "x1": x1}, result)
     dist.destroy_process_group()
 
 

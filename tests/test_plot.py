@@ -125,7 +125,7 @@ def some_regions(n, columns=5):
     centre = rng.uniform([5, -15], [35, 15], (n, 2))
     boxes = np.column_stack([np.zeros(n), centre - 2, centre + [2, 3]])[:, 5 - columns :]
     d = rng.gamma(4, 5, n)
-    return boxes, np.arange(n) % 2, d, (d > 18).astype(float)
+    return boxes, (np.arange(n) % 3 > 0).astype(int), d, (d > 18).astype(float)
 
 
 def rectangles(ax):
@@ -201,7 +201,7 @@ def labelled(ax):
 def test_curves_show_detection_loss_and_ap_by_step_and_by_minute(tmp_path):
     alone = write_run(tmp_path / "alone", final=40)
     rdd = write_run(tmp_path / "rdd", final=60, pace=12, extra={"feat": 100.0, "logit": 5.0}.items())
-    figure = plot.curves(tmp_path / "c.png", {"student": [alone], "student + RDD": [rdd]})
+    figure = plot.curves(tmp_path / "c.png", [("student", alone), ("student + RDD", rdd)])
     loss, steps, minutes = figure.axes
     both = [labelled(loss)[name].get_ydata() for name in ("student", "student + RDD")]
     assert np.allclose(*both), "without the distillation terms, or two methods' losses are not comparable"
@@ -216,7 +216,7 @@ def test_curves_show_detection_loss_and_ap_by_step_and_by_minute(tmp_path):
 
 def test_seeds_become_mean_and_range(tmp_path):
     runs = [write_run(tmp_path / f"rdd-seed{seed}", seed=seed) for seed in (0, 1, 5)]
-    _, steps, _ = plot.curves(tmp_path / "c.png", {"rdd": runs}).axes
+    _, steps, _ = plot.curves(tmp_path / "c.png", [("rdd", run) for run in runs]).axes
     (line,), (band,) = steps.lines, steps.collections
     assert np.allclose(line.get_ydata()[-1], 50 + 2)
     low, high = band.get_paths()[0].vertices[:, 1].min(), band.get_paths()[0].vertices[:, 1].max()
@@ -225,7 +225,7 @@ def test_seeds_become_mean_and_range(tmp_path):
 
 def test_one_seed_that_stopped_early_does_not_break_the_mean(tmp_path):
     runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=4, steps=(10, 20), final=100 / 3)]
-    _, steps, _ = plot.curves(tmp_path / "c.png", {"rdd": runs}).axes
+    _, steps, _ = plot.curves(tmp_path / "c.png", [("rdd", run) for run in runs]).axes
     assert list(steps.lines[0].get_xdata()) == [10, 20, 30]
     assert np.allclose(steps.lines[0].get_ydata(), [50 / 3 + 2, 100 / 3 + 2, 50])
 
@@ -235,7 +235,7 @@ def test_one_step_and_no_evaluation_yet(tmp_path):
     folder.mkdir()
     record = {"kind": "train", "step": 1, "cls": 3.0, "reg": 1.0, "seconds": 2}
     (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
-    loss, steps, _ = plot.curves(tmp_path / "c.png", {"young": [folder]}).axes
+    loss, steps, _ = plot.curves(tmp_path / "c.png", [("young", folder)]).axes
     assert loss.lines[0].get_marker() == "o", "a line through one point is invisible"
     assert list(loss.lines[0].get_ydata()) == [4.0] and len(steps.lines[0].get_xdata()) == 0
     assert not is_blank(tmp_path / "c.png")
@@ -259,8 +259,9 @@ def test_log_cut_short_by_a_kill_is_read_and_a_broken_one_is_named(tmp_path):
     with pytest.raises(InputError, match="expected the log of a run, found no such file"):
         plot.read_metrics(tmp_path / "no-such-run")
     path.write_text("")
-    with pytest.raises(InputError, match="found none"):
-        plot.curves(tmp_path / "c.png", {"run": [run]})
+    for runs in ([("run", run)], []):
+        with pytest.raises(InputError, match="found none"):
+            plot.curves(tmp_path / "c.png", runs)
 
 
 # ------------------------------------------------------------------ command line
@@ -276,7 +277,7 @@ def test_command_line_groups_seeds_and_takes_labels(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(plot, "curves", lambda path, runs, *_: drawn.update(path=path, runs=runs))
     a, b, c = (write_run(tmp_path / name) for name in ("x-rdd-seed0", "x-rdd-seed1", "other"))
     run_main(monkeypatch, a, b, f"my label={c}")
-    assert drawn == {"path": tmp_path / "curves.png", "runs": {"x-rdd": [a, b], "my label": [c]}}
+    assert drawn == {"path": tmp_path / "curves.png", "runs": [("x-rdd", a), ("x-rdd", b), ("my label", c)]}
     run_main(monkeypatch, a)
     assert drawn["path"] == a / "curves.png"
     assert capsys.readouterr().out.splitlines()[-1] == str(a / "curves.png")

@@ -148,7 +148,7 @@ def test_help_answers_without_torch_and_matplotlib(script):
     assert page.stdout.startswith("usage:")
     imported = {line.rpartition("|")[2].strip().split(".")[0] for line in page.stderr.splitlines()}
     assert "argparse" in imported, "importtime's format has changed: this test sees nothing"
-    assert not imported & {"torch", "matplotlib", "spconv"}, "import it in main(), after the options are parsed"
+    assert not imported & {"torch", "matplotlib", "spconv"}, "import it in main(), after parsing"
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=name_of)
@@ -200,7 +200,7 @@ def test_lock_holds_exact_versions_and_nothing_of_one_machine():
 
 @pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
 def test_every_range_admits_its_pin_on_every_python(python):
-    """pyproject.toml says what may be installed, requirements.lock what is: once each, and inside the range."""
+    """pyproject.toml says what may be installed, requirements.lock what is: once each, within the range."""
     machine = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux",
                "platform_machine": "x86_64", "platform_system": "Linux"}  # fmt: skip
     here = [pin for pin in locked() if pin.marker is None or pin.marker.evaluate(machine)]
@@ -214,7 +214,7 @@ def test_every_range_admits_its_pin_on_every_python(python):
 
 
 def test_lock_is_complete():
-    """What a pinned package needs is pinned too. Only torch's own CUDA packages are left to its exact pins."""
+    """What a pinned package needs is pinned too. Torch's own CUDA packages are left to it."""
     here = [pin for pin in locked() if pin.marker is None or pin.marker.evaluate()]
     pins = {canonical(pin.name): next(iter(pin.specifier)).version for pin in here}
     missing = set()
@@ -225,7 +225,7 @@ def test_lock_is_complete():
             continue
         if found.version.split("+")[0] != version:  # not the locked environment: it may need other things
             continue
-        needs = [need for need in map(Requirement, found.requires or []) if name != "torch" or not need.marker]
+        needs = [r for r in map(Requirement, found.requires or []) if name != "torch" or not r.marker]
         missing |= {f"{need.name} (for {name})" for need in needs if canonical(need.name) not in pins
                     and (need.marker is None or need.marker.evaluate({"extra": ""}))}  # fmt: skip
     assert not missing

@@ -4,6 +4,7 @@ import copy
 import gc
 import itertools
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,8 +32,8 @@ LAYERS = [("submanifold", k) for k in (3, 1, (3, 1, 5), (1, 3, 3))] + [("strided
 
 
 @pytest.fixture(autouse=True)
-def threads():
-    """One thread: the arrays here are small, more only cost (and spconv's CPU wheel is correct on one only)."""
+def one_thread():
+    """One thread: more only cost for arrays so small, and spconv's CPU wheel is correct on one only."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -239,14 +240,15 @@ def test_the_example_of_the_header():
 
 
 def test_keys_beyond_32_bits():
-    """A city-sized grid and a batch whose cell numbers pass 2^31: neighbours are still the right ones."""
+    """A city-sized grid whose cell numbers pass 2^31: sites stay sorted, and neighbours are right."""
     shape = (40, 30_000, 30_000)
-    coords = torch.tensor([[2, 39, 29_999, 29_998], [2, 39, 29_999, 29_999], [3, 0, 0, 0]])
-    assert set(book_pairs(submanifold_rules(coords, shape, (3, 3, 3)), coords)) == loop_pairs(
-        coords, shape, (3, 3, 3), (1, 1, 1), (1, 1, 1), submanifold=True
-    )
+    coords = [[0, 1, 29_999, 29_999], [0, 2, 29_999, 29_998], [0, 3, 0, 0], [2, 39, 29_999, 29_999]]
+    coords = torch.tensor(coords, dtype=torch.int32)
+    pairs = book_pairs(submanifold_rules(coords, shape, (3, 3, 3)), coords)
+    assert set(pairs) == loop_pairs(coords, shape, (3, 3, 3), (1, 1, 1), (1, 1, 1), submanifold=True)
     book = strided_rules(coords, shape, (2, 2, 2), (2, 2, 2), (0, 0, 0))
-    assert book.coords.tolist() == [[2, 19, 14_999, 14_999], [3, 0, 0, 0]]
+    expected = [[0, 0, 14_999, 14_999], [0, 1, 0, 0], [0, 1, 14_999, 14_999], [2, 19, 14_999, 14_999]]
+    assert book.coords.tolist() == expected
 
 
 @pytest.mark.parametrize("order", [[1, 0, 2], [0, 0, 1]], ids=["unsorted", "twice"])
@@ -350,15 +352,14 @@ def test_rule_books_die_with_their_tensors():
 # ------------------------------------------------------------------------------------------ behaviour
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_same_bits_in_every_run(threads):
-    torch.set_num_threads(threads)
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_same_bits_in_every_run(n_threads):
+    torch.set_num_threads(n_threads)
 
     def run():
         torch.manual_seed(1)
-        net = Net(16)
-        x = random_tensor("full")
-        net(x).features.square().sum().backward()
+        net = torch.nn.Sequential(SubMConv3d(3, 16), SparseConv3d(16, 16, 3, 2, 1))
+        net(random_tensor("full")).features.square().sum().backward()
         return [p.grad for p in net.parameters()]
 
     for a, b in zip(run(), run(), strict=True):
@@ -391,7 +392,9 @@ def test_dense():
     x = random_tensor()
     x = x.replace(x.features.requires_grad_())
     dense = x.dense()
-    assert dense.shape == (BATCH, 3, *SHAPE) and dense.is_contiguous()
+    assert dense.shape == (BATCH, 3, *SHAPE)
+    bev = dense.flatten(1, 2)
+    assert bev.is_contiguous(memory_format=torch.channels_last) and bev.data_ptr() == dense.data_ptr()
     b, z, y, xx = x.coords.T
     assert torch.equal(dense[b, :, z, y, xx], x.features)
     assert dense.ne(0).sum() == x.features.ne(0).sum()
@@ -445,23 +448,41 @@ def test_results_do_not_alias_the_scratch_buffer():
 
 @pytest.fixture
 def spconv_engine(monkeypatch):
-    """spconv's CPU wheel, forced. Forward only: its backward needs CUDA."""
+    """spconv's CPU wheel, forced. Its backward asks for a CUDA stream, which it then does not use."""
     pytest.importorskip("spconv.pytorch", reason="spconv's CPU wheel is an optional oracle")
     monkeypatch.setattr(sparse, "engine", "spconv")
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: SimpleNamespace(cuda_stream=0))
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 @pytest.mark.parametrize("sites", ["random", "corners", "one", "none"])
 def test_spconv_engine_equals_ours(spconv_engine, monkeypatch, layer, sites):
+    """Values and gradients, in eval mode too (where spconv by itself records none)."""
     torch.manual_seed(0)
-    conv, x = make_layer(layer), random_tensor(sites)
-    with torch.no_grad():
-        theirs = conv.eval()(x)
-        assert ("_spconv" in conv.__dict__) == (sites != "none" and np.prod(conv.kernel_size) > 1)
-        monkeypatch.setattr(sparse, "engine", "torch")
-        ours = conv(x)
+    conv, x = make_layer(layer).eval(), random_tensor(sites)
+    x.features.requires_grad_()
+    outs, grads = [], []
+    for engine in ("spconv", "torch"):
+        monkeypatch.setattr(sparse, "engine", engine)
+        outs.append(conv(x))
+        loss = (outs[-1].features * torch.arange(4)).square().sum()
+        grads.append(torch.autograd.grad(loss, [x.features, conv.weight, conv.bias]))
+    assert ("_spconv" in conv.__dict__) == (sites != "none" and np.prod(conv.kernel_size) > 1)
+    theirs, ours = outs
     assert torch.equal(theirs.coords, ours.coords) and theirs.shape == ours.shape
     torch.testing.assert_close(theirs.features, ours.features, rtol=1e-5, atol=1e-5)
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_spconv_engine_keeps_kernels_apart(spconv_engine, monkeypatch):
+    x, layers = random_tensor(), [make_layer(layer) for layer in LAYERS]
+    with torch.no_grad():
+        theirs = [layer(x).dense() for layer in layers]
+        monkeypatch.setattr(sparse, "engine", "torch")
+        for layer, dense in zip(layers, theirs, strict=True):
+            torch.testing.assert_close(dense, layer(random_tensor()).dense(), rtol=1e-5, atol=1e-5)
 
 
 def test_spconv_engine_through_a_network(spconv_engine, monkeypatch):

@@ -93,6 +93,27 @@ def test_lower_border_is_inside_and_upper_border_is_outside():
     assert voxels.coords.tolist() == [[0, 0, 0, 0], [0, 1, 11, 7]]
 
 
+def test_cells_are_found_in_float32():
+    """On the cells' borders, where float64 would find others: the reference's voxels are those of float32."""
+    x = np.arange(1408, dtype=np.float32) * np.float32(0.05)
+    grid = Grid((0, 0, 0, 70.4, 1, 1), (0.05, 1, 1))
+    expected = np.floor(x / np.float32(0.05)).astype(int)
+    assert (expected != np.floor(x.astype(float) / 0.05)).any()
+    points = torch.zeros(len(x), 5)
+    points[:, 1] = torch.from_numpy(x)
+    voxels = voxelize(points, grid, 1)
+    assert np.array_equal(voxels.coords[voxels.point_voxel, 3], expected)
+
+
+@pytest.mark.parametrize("column", range(1, 6))
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_point_that_is_not_finite_is_left_out(column, value):
+    points = torch.tensor([[0, 1, 1, -1, 0.5, 0.1], [0, 1, 1, -1, 0.7, 0.3]])
+    points[0, column] = value
+    voxels = voxelize(points, GRID, 1)
+    assert voxels.point_voxel.tolist() == [-1, 0] and torch.equal(voxels.features, points[1:, 1:])
+
+
 def test_no_points_and_scans_without_points():
     empty = voxelize(torch.zeros(0, 5), GRID, 2)
     assert empty.coords.shape == (0, 4) and empty.features.shape == (0, 4) and empty.counts.shape == (0,)

@@ -1,0 +1,114 @@
+"""A run is a folder: what it was, what it did, where to go on.   (reads beside: train.py)
+
+    runs/NAME/  config.json  command.txt  environment.txt  metrics.jsonl  last.pt  best.pt
+
+metrics.jsonl has one JSON object a line, kind "train" (a step's loss terms) or "eval" (official metrics). `seconds` is
+the time spent training up to there, evaluation left out. last.pt holds all that an exact resume needs; the data order
+and the augmentation need nothing, they are functions of the step (data/batch.py).
+"""
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+import parallel
+from config import Config, InputError, to_json
+from detector import Detector, load_weights, read_checkpoint, save_checkpoint
+from evaluate import evaluate_detector, headline
+
+if TYPE_CHECKING:
+    from data.kitti import Kitti
+
+
+def commit() -> str:
+    """The commit of the code, with -dirty when it was changed since; "unknown" outside a repository."""
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False,
+                          cwd=Path(__file__).parent)  # fmt: skip
+    return done.stdout.strip() or "unknown"
+
+
+def machine() -> str:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{os.cpu_count()} cores, {platform.machine()}, {gpu}, torch {torch.__version__.split('+')[0]}"
+
+
+class RunFolder:
+    """runs/NAME: config.json, command.txt, environment.txt, metrics.jsonl, last.pt, best.pt."""
+
+    def __init__(self, path: Path, cfg: Config, student: Detector, distil: nn.Module | None, optimizer: Any,
+                 scaler: Any) -> None:  # fmt: skip
+        self.path, self.cfg, self.student, self.distil = path, cfg, student, distil
+        self.optimizer, self.scaler = optimizer, scaler
+        self.seconds = 0.0  # spent training, evaluation left out
+        self.best = -1.0
+
+    def restore(self) -> int:
+        """The step to go on from: 0 in a new folder, else where last.pt stands. Raises InputError for another config."""
+        last = self.path / "last.pt"
+        if not last.is_file():
+            if parallel.rank() == 0:
+                self._begin()
+            return 0
+        content = read_checkpoint(last)
+        before, now = content["config"], json.loads(json.dumps(to_json(self.cfg)))
+        before = json.loads(json.dumps(before))
+        changed = [k for k in now if now[k] != before.get(k)]
+        if changed:
+            k = changed[0]
+            raise InputError(f"{self.path} holds a run with {k} = {before.get(k)}, this one has {now[k]}; choose another "
+                             "--name, or delete the folder")  # fmt: skip
+        load_weights(self.student, content["model"], last)
+        if self.distil is not None:
+            load_weights(self.distil, content["distil"], last)
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.scaler.load_state_dict(content["scaler"])
+        self.seconds, self.best = content["seconds"], content["best"]
+        if parallel.rank() == 0:
+            self._forget_after(content["step"])
+        return content["step"]
+
+    def _begin(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "config.json").write_text(json.dumps(to_json(self.cfg), indent=1))
+        (self.path / "command.txt").write_text(shlex.join(sys.argv) + "\n")
+        (self.path / "environment.txt").write_text(
+            f"commit {commit()}\npython {platform.python_version()}\nmachine {machine()}\nthreads {torch.get_num_threads()}\n")
+        (self.path / "metrics.jsonl").write_text("")
+
+    def _forget_after(self, step: int) -> None:
+        """Drop log lines of steps that were done after the checkpoint and will be done again."""
+        path = self.path / "metrics.jsonl"
+        lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+        path.write_text("".join(line + "\n" for line in lines))
+
+    def log(self, kind: str, record: dict[str, Any], seconds: float) -> None:
+        if parallel.rank() == 0:
+            with open(self.path / "metrics.jsonl", "a") as file:
+                file.write(json.dumps({"kind": kind, **record, "seconds": round(seconds, 2)}) + "\n")
+
+    def evaluate(self, step: int, epoch: float, validation: "Kitti", device: Any) -> None:
+        result = evaluate_detector(self.student, validation, device)
+        self.student.train()
+        score = headline(result)
+        self.log("eval", {"step": step, "epoch": epoch, **score, "result": result}, self.seconds)
+        if parallel.rank() == 0:
+            print(f"{self.path.name}: epoch {epoch:g}: " + ", ".join(f"{k} {v:.2f}" for k, v in score.items()))
+        value = score["moderate_map_3d"]
+        if value > self.best:
+            self.best = value
+            self.save(step, "best.pt")
+
+    def save(self, step: int, name: str = "last.pt") -> None:
+        if parallel.rank() == 0:
+            save_checkpoint(self.path / name, {
+                "format": 1, "config": to_json(self.cfg), "step": step, "seconds": self.seconds, "best": self.best,
+                "model": self.student.state_dict(), "distil": self.distil.state_dict() if self.distil else {},
+                "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()})  # fmt: skip

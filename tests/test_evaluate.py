@@ -1,0 +1,161 @@
+"""evaluate.py's command line: saved KITTI results. (What scores a checkpoint is tested with the training.)"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import evaluate
+from config import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+LABEL = "Car 0.00 0 -1.58 587.01 173.33 614.12 210.00 1.65 1.67 3.64 -0.65 1.71 46.70 -1.59"
+RESULT = "Car -1 -1 -1.58 587.0 173.3 614.1 210.0 1.65 1.67 3.64 -0.65 1.71 46.70 -1.59 0.9"
+
+
+def score(gt: Path, results: Path, *options: str) -> None:
+    evaluate.kitti_main(["--gt", str(gt), "--results", str(results), *options])
+
+
+@pytest.fixture
+def folders(tmp_path) -> tuple[Path, Path]:
+    """Three labelled frames and their results: one found, one not, one with nothing in it."""
+    gt, results = tmp_path / "label_2", tmp_path / "results"
+    gt.mkdir(), results.mkdir()
+    for frame, label, result in (("000001", LABEL, RESULT), ("000002", LABEL, ""), ("000010", "", "")):
+        (gt / f"{frame}.txt").write_text(label and label + "\n")
+        (results / f"{frame}.txt").write_text(result and result + "\n")
+    return gt, results
+
+
+# ---- what it scores
+
+
+def test_the_documented_command_on_real_detections(real_kitti, tmp_path, capsys):
+    out = tmp_path / "new" / "scores.json"
+    score(real_kitti / "training" / "label_2", real_kitti / "detections", "--json", str(out))
+    printed, result = capsys.readouterr().out, json.loads(out.read_text())
+    assert "scoring the 5 frames" in printed and "3 frames have labels but no result" in printed
+    assert "000000, 000003, 000134" in printed and "Fewer than 41 labels" in printed
+    car = result["strict"]["Car"]
+    assert car["AP_R11"]["3d"]["moderate"] == pytest.approx(14.7727, abs=5e-5)
+    assert car["AP_R40"]["bev"]["hard"] == pytest.approx(9.1667, abs=5e-5)
+    assert "8.2292" in printed and "14.7727" in printed
+    assert result["strict"]["Cyclist"]["AP_R40"] == dict.fromkeys(("bbox", "bev", "3d", "aos"))
+    assert [path.name for path in out.parent.iterdir()] == ["scores.json"]  # no temporary file is left
+
+
+def test_json_is_the_official_evaluators_table(golden, tmp_path, capsys):
+    case = golden / "kitti_eval" / "edge" / "no_alpha"
+    score(case / "label_2", case / "pred", "--json", str(tmp_path / "scores.json"))
+    found, expected = json.loads((tmp_path / "scores.json").read_text()), json.loads((case / "expected.json").read_text())
+    rounded = json.loads(json.dumps(found), parse_float=lambda text: round(float(text), 4))
+    assert rounded == json.loads(json.dumps(expected["expected"]), parse_float=lambda text: round(float(text), 4))
+
+
+@pytest.mark.parametrize("layout", ["label_2", ".", "training/label_2"])
+@pytest.mark.parametrize("data", ["", "data"])
+def test_gt_and_results_in_their_usual_places(folders, tmp_path, capsys, layout, data):
+    """A folder of labels, KITTI's root or its training folder; results in `data`, as the official kit writes them."""
+    gt, results = folders
+    root = tmp_path / "kitti"
+    shutil.copytree(gt, root / layout if layout != "." else root)
+    shutil.copytree(results, tmp_path / "out" / data)
+    (tmp_path / "out" / "log.txt").write_text("no result file\n")
+    score(root, tmp_path / "out")
+    assert "scoring the 3 frames" in capsys.readouterr().out
+    if layout == "training/label_2":
+        score(root / "training", tmp_path / "out")
+        assert "scoring the 3 frames" in capsys.readouterr().out
+
+
+def test_frames_without_a_result_file_are_left_out_and_named(folders, capsys):
+    gt, results = folders
+    (results / "000002.txt").unlink()  # the frame in which nothing was found
+    score(gt, results)
+    printed = capsys.readouterr().out
+    assert "scoring the 2 frames" in printed and "1 frames have labels but no result file: 000002" in printed
+    assert ["Car", "labels", "that", "count", "0", "1", "1"] in [line.split() for line in printed.splitlines()]
+
+
+def test_classes(folders, tmp_path, capsys):
+    score(*folders, "--classes", "Cyclist,Car", "--json", str(tmp_path / "scores.json"))
+    assert list(json.loads((tmp_path / "scores.json").read_text())["strict"]) == ["Cyclist", "Car"]
+    assert "Pedestrian" not in capsys.readouterr().out
+
+
+def test_case_of_a_class_does_not_matter_in_results(folders, tmp_path, capsys):
+    gt, results = folders
+    score(gt, results, "--json", str(tmp_path / "a.json"))
+    (results / "000001.txt").write_text(RESULT.lower())
+    score(gt, results, "--json", str(tmp_path / "b.json"))
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+# ---- what it refuses
+
+
+BAD = [  # what to do to (gt, results), what the message says
+    (lambda gt, results: (results / "000003.txt").write_text(RESULT), r"label file .* for each result.* 000003\.txt"),
+    (lambda gt, results: [path.unlink() for path in results.iterdir()], r"results: expected result files NNNNNN\.txt"),
+    (lambda gt, results: shutil.rmtree(results), r"results: expected result files"),
+    (lambda gt, results: shutil.rmtree(gt), r"label_2: expected label files NNNNNN\.txt .*training/label_2"),
+    (lambda gt, results: (results / "000001.txt").write_text(f"{RESULT}\n\n{LABEL}\n"), r"000001\.txt:3: expected 16 columns"),
+    (lambda gt, results: (gt / "000001.txt").write_text(RESULT), r"label_2/000001\.txt:1: expected 15 columns"),
+    (lambda gt, results: (results / "000001.txt").write_text(RESULT.replace("0.9", "nan")), r"000001\.txt:1.*score.*'nan'"),
+    (lambda gt, results: (results / "000001.txt").write_text(RESULT.replace("46.70", "4x")), r"000001\.txt:1.*'4x'"),
+    (lambda gt, results: (results / "000001.txt").write_text(RESULT.replace("Car", "Cars")), r"'Cars' \(did you mean Car\?\)"),
+    (lambda gt, results: (gt / "000001.txt").write_text(LABEL.replace("Car", "Cra")), r"'Cra' \(did you mean Car\?\)"),
+]
+
+
+@pytest.mark.parametrize("damage, message", BAD)
+def test_bad_input(folders, tmp_path, damage, message):
+    damage(*folders)
+    with pytest.raises(InputError, match=message) as error:
+        score(*folders, "--json", str(tmp_path / "scores.json"))
+    assert "\n" not in str(error.value) and not (tmp_path / "scores.json").exists()
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--classes", "Car,Pedestrain"], "did you mean Pedestrian"),
+    (["--classes", ","], "at least one class"),
+    (["--result", "x"], "did you mean --results"),
+    (["--json"], "expected one argument"),
+    (["more"], "unexpected argument 'more'"),
+])  # fmt: skip
+def test_bad_options(folders, options, message):
+    with pytest.raises(InputError, match=message):
+        score(*folders, *options)
+
+
+def test_json_that_cannot_be_written(folders, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file" / "scores.json", tmp_path / "results"):  # below a file; a folder
+        with pytest.raises(InputError, match="cannot be written"):
+            score(*folders, "--json", str(out))
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+# ---- as a program
+
+
+def run(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["kitti", "--help"]])
+def test_help_comes_without_torch(words):
+    done = run("-X", "importtime", "evaluate.py", *words)
+    assert done.returncode == 0 and "usage: evaluate.py" in done.stdout and "--json" in done.stdout
+    assert not any(name in done.stderr for name in ("torch", "numpy", "matplotlib"))
+
+
+def test_an_error_is_one_line_and_status_2(tmp_path):
+    done = run("evaluate.py", "kitti", "--gt", str(tmp_path), "--results", str(tmp_path))
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and str(tmp_path) in done.stderr
+    assert run("evaluate.py", "kitti").returncode == 2 and run("evaluate.py").returncode == 2

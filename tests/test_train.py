@@ -1,0 +1,229 @@
+"""Training: exact resume, workers, processes, refusals, and one run that learns two frames by heart."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import train as train_module
+from config import InputError
+from data.kitti import objects_from_boxes, read_calibration, write_objects
+from detector import load_detector, read_checkpoint
+from evaluate import evaluate_detector, headline
+from tests.scenes import tiny_config, tiny_frames
+from train import check_finite, one_cycle, train
+
+ROOT = Path(__file__).resolve().parents[1]
+CALIBRATION = """P0: 7.2e2 0 6.1e2 0 0 7.2e2 1.7e2 0 0 0 1 0
+P1: 7.2e2 0 6.1e2 0 0 7.2e2 1.7e2 0 0 0 1 0
+P2: 1.5e2 0 6.1e2 0 0 1.5e2 1.7e2 0 0 0 1 0
+P3: 7.2e2 0 6.1e2 0 0 7.2e2 1.7e2 0 0 0 1 0
+R0_rect: 1 0 0 0 1 0 0 0 1
+Tr_velo_to_cam: 0 -1 0 0 0 0 -1 -0.08 1 0 0 0.5
+Tr_imu_to_velo: 1 0 0 0 0 1 0 0 0 0 1 0
+"""  # a short focal length, so that objects a few metres ahead are in the image
+
+
+@pytest.fixture()
+def root(tmp_path) -> Path:
+    """A KITTI root of four tiny frames."""
+    root = tmp_path / "kitti"
+    for folder in ("training/velodyne", "training/calib", "training/label_2", "ImageSets"):
+        (root / folder).mkdir(parents=True)
+    frames = tiny_frames(4)
+    for frame in frames:
+        frame.points.tofile(root / "training/velodyne" / f"{frame.id}.bin")
+        calib = root / "training/calib" / f"{frame.id}.txt"
+        calib.write_text(CALIBRATION)
+        objects = objects_from_boxes(frame.boxes, frame.names, None, read_calibration(calib), (1242, 375))
+        write_objects(root / "training/label_2" / f"{frame.id}.txt",
+                      replace(objects, truncation=np.zeros(len(objects)), occlusion=np.zeros(len(objects), int)))  # fmt: skip
+    for split in ("train", "val"):
+        (root / "ImageSets" / f"{split}.txt").write_text("".join(f"{f.id}\n" for f in frames))
+    return root
+
+
+def config(root, **changes):
+    return tiny_config(**{"data": "kitti", "root": str(root), "fov_only": False, "paste": (1, 1, 0), **changes})
+
+
+def metrics(folder: Path, kind="train"):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines if line["kind"] == kind]
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# ---------------------------------------------------------------- the same run, however it is run
+
+
+@pytest.mark.parametrize(("method", "workers"), [("none", 2), ("rdd", 0)])
+def test_resuming_is_exact_whatever_the_number_of_workers(root, tmp_path, method, workers):
+    """k steps + resume + k steps = 2k steps, bit for bit: weights, psi, optimiser and log; stop inside an epoch."""
+    torch.set_num_threads(1)
+    cfg = config(root, method=method, epochs=3)
+    teacher = train_module_teacher(cfg) if method == "rdd" else None
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(cfg, whole, teacher)
+    train(cfg, parts, teacher, workers=workers, stop_after=3)
+    assert read_checkpoint(parts / "last.pt")["step"] == 3
+    train(cfg, parts, teacher, workers=0)
+    a, b = read_checkpoint(whole / "last.pt"), read_checkpoint(parts / "last.pt")
+    assert a["step"] == b["step"] == 6
+    assert same(a["model"], b["model"]) and same(a["distil"], b["distil"])
+    for k, state in a["optimizer"]["state"].items():
+        assert same(state, b["optimizer"]["state"][k])
+    assert metrics(whole) == metrics(parts) and len(metrics(whole)) == 6
+    assert metrics(whole, "eval") == metrics(parts, "eval")
+
+
+def train_module_teacher(cfg):
+    from detector import build
+
+    return build(replace(cfg, width=(1.0, 1.0, 1.0), method="none"))
+
+
+def test_a_finished_run_is_not_trained_again(root, tmp_path):
+    cfg = config(root)
+    train(cfg, tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    train(cfg, tmp_path / "run")
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+def test_a_folder_of_another_run_is_refused(root, tmp_path):
+    train(config(root), tmp_path / "run", stop_after=1)
+    with pytest.raises(InputError, match="holds a run with lr = 0.003, this one has 0.001"):
+        train(config(root, lr=0.001), tmp_path / "run")
+
+
+def test_the_teacher_is_untouched_and_not_in_the_checkpoint(root, tmp_path):
+    cfg = config(root, method="rdd")
+    teacher = train_module_teacher(cfg)
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    train(cfg, tmp_path / "run", teacher)
+    assert same(teacher.state_dict(), before)
+    content = read_checkpoint(tmp_path / "run" / "last.pt")
+    student, _ = load_detector(tmp_path / "run" / "last.pt")
+    assert content["model"].keys() == student.state_dict().keys()
+    record = metrics(tmp_path / "run")[0]
+    for key in ("cls", "reg", "feat", "logit", "selected", "d_50", "pull_detection", "pull_feat", "pull_logit"):
+        assert math.isfinite(record[key]), key
+
+
+def test_two_processes_have_the_curve_of_one(root, tmp_path):
+    """torchrun on gloo: the same global batches and, to rounding, the same losses; distillation included."""
+    options = ["--data", "kitti", "--root", str(root), "--runs", str(tmp_path), "--fov-only", "off", "--epochs", "3",
+               "--point-range", "0,-4.8,-3,6.4,4.8,1", "--log-every", "1", "--eval-every", "9", "--seed", "3",
+               "--student", "cp-voxel-xxs-cpu", "--teacher", str(tmp_path / "teacher" / "last.pt")]  # fmt: skip
+    torch.set_num_threads(1)
+    train(config(root, width=(1.0, 1.0, 1.0), epochs=1, paste=(0, 0, 0)), tmp_path / "teacher")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    one = [sys.executable, "train.py", *options, "--name", "one"]
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py", *options,
+           "--name", "two"]  # fmt: skip
+    for command in (one, two):
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert "teacher: moderate_map_3d" in done.stdout  # printed before distillation starts
+    a, b = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    assert [r["step"] for r in a] == [r["step"] for r in b] == [1, 2, 3, 4, 5, 6]
+    for x, y in zip(a, b, strict=True):
+        for key in ("loss", "cls", "reg", "feat", "logit", "grad_norm"):
+            assert y[key] == pytest.approx(x[key], rel=2e-3), (x["step"], key)
+    assert a[0]["loss"] == pytest.approx(b[0]["loss"], rel=1e-5)
+
+
+# ---------------------------------------------------------------- it learns
+
+
+def test_a_student_learns_two_frames_by_heart_with_rdd(root, tmp_path):
+    """End to end: teacher, RDD student, official AP. Four labels a class at most: KITTI's rules then cap AP low, so the
+    measure is the loose table's AP against the cap of its number of labels."""
+    torch.set_num_threads(2)
+    frames = ("000000", "000001")
+    cfg = config(root, frames=frames, epochs=150, flip=False, rotation=0.0, scaling=0.0, eval_every=150, lr=5e-3)
+    cfg = replace(cfg, paste=(0, 0, 0), log_every=50)
+    teacher = train(replace(cfg, width=(1.0, 1.0, 1.0)), tmp_path / "teacher")
+    student = train(replace(cfg, method="rdd"), tmp_path / "student", teacher)
+    log = metrics(tmp_path / "student")
+    assert log[-1]["feat"] < 0.7 * log[0]["feat"] and log[-1]["cls"] < 0.1 * log[0]["cls"]
+    from data.kitti import Kitti
+
+    dataset = Kitti(root, "train", frames, fov_only=False)
+    result = evaluate_detector(student, dataset, torch.device("cpu"))
+    # two labels of a class, both found first: precision 1 at recall points 0 and 1 of 40 -> AP_R40 = 100 * 1 / 40
+    assert result["loose"]["Car"]["AP_R40"]["3d"]["easy"] == pytest.approx(2.5)
+    assert result["loose"]["Pedestrian"]["AP_R40"]["bev"]["easy"] == pytest.approx(2.5)
+    assert set(headline(result)) == {"moderate_map_3d", "moderate_map_bev"}
+
+
+# ---------------------------------------------------------------- small parts
+
+
+def test_one_cycle_has_the_published_shape():
+    rates = [one_cycle(s, 100, 3e-3) for s in range(101)]
+    assert rates[0] == (pytest.approx(3e-4), 0.95) and rates[40] == (pytest.approx(3e-3), pytest.approx(0.85))
+    assert rates[100] == (pytest.approx(3e-8), pytest.approx(0.95))
+    lr = [r for r, _ in rates]
+    assert lr[:41] == sorted(lr[:41]) and lr[40:] == sorted(lr[40:], reverse=True)
+    reference = torch.optim.lr_scheduler.OneCycleLR
+    p = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=3e-3)
+    schedule = reference(p, 3e-3, total_steps=101, pct_start=0.4 + 0.6 / 101, div_factor=10, final_div_factor=1e4)
+    for step in range(100):
+        assert p.param_groups[0]["lr"] == pytest.approx(rates[step][0], rel=0.02, abs=1e-7)
+        p.step()
+        schedule.step()
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_term_and_frames():
+    terms = {"cls": torch.tensor(1.0), "reg": torch.tensor(float("nan"))}
+    with pytest.raises(InputError, match="loss term 'reg' is nan on frames 000001, 000007"):
+        check_finite(terms, ["000001", "000007"], 5)
+
+
+def test_nan_loss_ends_the_run_and_keeps_the_checkpoint(root, tmp_path, monkeypatch):
+    cfg = config(root, epochs=3)
+    train(cfg, tmp_path / "run", stop_after=2)
+    from detector import Detector
+
+    monkeypatch.setattr(Detector, "loss", lambda *_: {"cls": torch.tensor(float("inf"), requires_grad=True)})
+    with pytest.raises(InputError, match="'cls' is inf on frames 0000"):
+        train(cfg, tmp_path / "run")
+    assert read_checkpoint(tmp_path / "run" / "last.pt")["step"] == 2
+
+
+def command(*words):
+    return subprocess.run([sys.executable, "train.py", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(("words", "hint"), [
+    ((), "nothing to train"), (("--teacher", "cp-voxle"), "did you mean cp-voxel"), (("--studnet",), "did you mean --student"),
+    (("--student", "--method", "rdd"), "needs a --teacher"), (("--student", "runs/none/last.pt"), "no such checkpoint"),
+    (("--student", "--data", "kity"), "did you mean kitti"),
+    (("--student", "cp-voxel-xxs-cpu", "--data", "kitti", "--root", "/nowhere"), "expected a KITTI root"),
+])  # fmt: skip
+def test_wrong_commands_get_one_line_and_status_2(words, hint):
+    done = command(*words)
+    assert done.returncode == 2 and hint in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_print_config_shows_both_and_trains_nothing(tmp_path):
+    done = command("--teacher", "--student", "--reading", "printed", "--print-config", "--runs", str(tmp_path))
+    assert done.returncode == 0 and "preset cp-voxel-cpu" in done.stdout and "preset cp-voxel-xxs-cpu" in done.stdout
+    assert "softmax" in done.stdout and not any(tmp_path.iterdir())
+
+
+def test_pairs_that_cannot_teach_are_refused():
+    a = tiny_config()
+    with pytest.raises(InputError, match="differ in classes"):
+        train_module.check_pair(replace(a, classes=("Car",)), a)
