@@ -125,8 +125,8 @@ class Config:
     fraction: float = opt(0.6, "share of a scan's region pairs that select=top keeps", DISTIL)
     p_cls: str = opt("sum", "Eq. 9's |differences| over a region: their sum, mean, or at its peak only", DISTIL,
                      ("sum", "mean", "peak"))
-    alpha1: float = opt(0.2, "weight of L_feat, Eq. 10", DISTIL)
-    alpha2: float = opt(0.2, "weight of L_logit, Eq. 10", DISTIL)
+    alpha1: float = opt(0.6, "weight of L_feat, Eq. 10; the paper's 0.2 is `--reading printed`", DISTIL)
+    alpha2: float = opt(0.6, "weight of L_logit, Eq. 10; the paper's 0.2 is `--reading printed`", DISTIL)
     roi_size: int = opt(7, "cells a side of RoI Align", DISTIL)
     proposals: int = opt(50, "regions a scan and side, the best scored", DISTIL)
     proposal_score: float = opt(0.1, "lowest score of a proposal", DISTIL)

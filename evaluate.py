@@ -80,7 +80,10 @@ def headline(result: dict) -> dict[str, float]:
 
 
 def write_json(path: Path, content: dict) -> None:
+    """Write a JSON file whole or not at all: under another name first, then moved into place."""
     temporary = path.with_name(path.name + ".tmp")
+    if path.is_dir():
+        raise InputError(f"{path}: cannot be written (it is a folder)")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(json.dumps(content, indent=1) + "\n")

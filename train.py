@@ -19,8 +19,26 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config import (DATA, DEFAULT_PAIR, DISTIL, MODEL, OPTIM, PRESETS, READINGS, RUN, ArgumentParser, Config, InputError,
-                    add_options, did_you_mean, from_json, override, preset, run_cli, show)  # fmt: skip
+from config import (
+    DATA,
+    DEFAULT_PAIR,
+    DISTIL,
+    MODEL,
+    OPTIM,
+    PRESETS,
+    READINGS,
+    RUN,
+    ArgumentParser,
+    Config,
+    InputError,
+    add_options,  # fmt: skip
+    did_you_mean,
+    from_json,
+    override,
+    preset,
+    run_cli,
+    show,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,8 +100,7 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
         for group in optimizer.param_groups:
             group["lr"], group["betas"] = lr, (beta1, 0.99)
 
-        batch = batch.to(device)
-        seen: dict[str, Tensor] = {}
+        batch, seen, distillation = batch.to(device), {}, {}
         with torch.autocast(device.type, dtype=torch.float16, enabled=scaler.is_enabled()):
             x = student.prepare(batch)
             if distil is not None:
@@ -91,7 +108,6 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
                     out_t = teacher(x if shared_input else teacher.prepare(batch))
             out_s = student(x)
             detection = student.loss(out_s, batch)
-            distillation = {}
             if distil is not None:
                 distillation, seen = distil(out_s, out_t)
             loss = total_loss(detection, distillation)
@@ -214,7 +230,8 @@ def check_pair(teacher: Config, student: Config) -> None:
 
 
 def run_name(cfg: Config) -> str:
-    return f"{cfg.data}-{cfg.preset}-{cfg.method}-seed{cfg.seed}" if cfg.method != "none" else f"{cfg.data}-{cfg.preset}-seed{cfg.seed}"
+    method = "" if cfg.method == "none" else f"-{cfg.method}"
+    return f"{cfg.data}-{cfg.preset}{method}-seed{cfg.seed}"
 
 
 def parser() -> ArgumentParser:

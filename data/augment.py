@@ -1,19 +1,21 @@
 """Augmentation: pure functions of (frame, rng), in the order the field uses: paste, flip, rotate, scale.
 
-(reads after: kitti.py  next: batch.py)  A frame is never changed, a new one is returned; the random generator is the
+(reads after: kitti.py; next: batch.py)  A frame is never changed, a new one is returned; the random generator is the
 caller's, default_rng((seed, epoch, index)), so a frame of an epoch is augmented the same way on every machine.
-dims: N points · M boxes (M, 7), or (M, 9) with velocities vx, vy, which turn and grow with the world
+dims: N points · M boxes (M, 7), or (M, 9) with velocities vx, vy, which turn and grow with the world · n objects cut out
 """
 
 import os
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
-import boxes as box_ops
+from boxes import overlap_bev, points_in_boxes, wrap_angle
 from config import InputError
 from data import Frame
 
@@ -37,23 +39,28 @@ def flip_y(frame: Frame, rng: np.random.Generator, probability: float = 0.5) -> 
     points, boxes = frame.points.copy(), frame.boxes.copy()
     points[:, 1] *= -1
     boxes[:, 1] *= -1
-    boxes[:, 6] *= -1
-    boxes[:, 8:9] *= -1
+    boxes[:, 6] = wrap_angle(-boxes[:, 6])
+    boxes[:, 8:] *= -1
     return replace(frame, points=points, boxes=boxes)
 
 
 def rotate(frame: Frame, rng: np.random.Generator, limit: float) -> Frame:
-    """Turn the world about the sensor by an angle uniform in +- limit (rad); yaw stays in [-pi, pi)."""
+    """Turn the world about the sensor by an angle uniform in +- limit (rad), counter-clockwise from above."""
     angle = rng.uniform(-limit, limit)
-    cos, sin = np.cos(angle), np.sin(angle)
-    turn = np.array([[cos, sin], [-sin, cos]], dtype=np.float32)  # for row vectors
     points, boxes = frame.points.copy(), frame.boxes.copy()
-    points[:, :2] = points[:, :2] @ turn
-    boxes[:, :2] = boxes[:, :2] @ turn
-    boxes[:, 6] = box_ops.wrap_angle(boxes[:, 6] + angle)
-    velocities = boxes.shape[1] - 7  # 0 or 2
-    boxes[:, 7:] = boxes[:, 7:] @ turn[:velocities, :velocities]
+    points[:, :2] = _turn(frame.points[:, :2], angle)
+    boxes[:, :2] = _turn(frame.boxes[:, :2], angle)
+    boxes[:, 6] = wrap_angle(frame.boxes[:, 6] + angle)
+    if boxes.shape[1] > 7:
+        boxes[:, 7:] = _turn(frame.boxes[:, 7:], angle)
     return replace(frame, points=points, boxes=boxes)
+
+
+def _turn(xy: np.ndarray, angle: float) -> np.ndarray:
+    """(n, 2) -> (n, 2). Written out: a matrix product would start BLAS threads in every loader process."""
+    cos, sin = np.cos(angle, dtype=np.float32), np.sin(angle, dtype=np.float32)
+    x, y = xy.T
+    return np.stack([cos * x - sin * y, sin * x + cos * y], axis=1)
 
 
 def scale(frame: Frame, rng: np.random.Generator, low: float, high: float) -> Frame:
@@ -71,49 +78,59 @@ def scale(frame: Frame, rng: np.random.Generator, low: float, high: float) -> Fr
 
 @dataclass(frozen=True)
 class ObjectDatabase:
-    """Labelled objects cut out of the training frames: their boxes and the points inside."""
+    """Labelled objects cut out of the training frames: their boxes and the points inside, where they stood."""
 
     names: np.ndarray  # (n,) str
     boxes: np.ndarray  # (n, 7 or 9) float32
     begin: np.ndarray  # (n + 1,) int64: object i has points[begin[i] : begin[i + 1]]
-    points: np.ndarray  # (P, F) float32
+    points: np.ndarray  # float32, with the columns of a frame's points
 
     def __len__(self) -> int:
         return len(self.names)
 
     @classmethod
     def build(cls, frames: Sequence[Frame], classes: Sequence[str], min_points: int = 5) -> "ObjectDatabase":
-        """Every object of `classes` with at least `min_points` points. Raises InputError when there is none."""
+        """Every object of `classes` with at least `min_points` points. Where the data set grades its objects
+        (`difficulty`, KITTI), those beyond its levels are left out. Raises InputError when no object is left."""
         names, boxes, points = [], [], []
-        for i in range(len(frames)):
+        for i in tqdm(range(len(frames)), desc="cutting out objects", unit="frame", leave=False, disable=None):
             frame = frames[i]
-            inside = _inside(frame.points, frame.boxes)  # (N, M)
+            level = frames.difficulty(i) if hasattr(frames, "difficulty") else np.zeros(len(frame.names))
             for k, name in enumerate(frame.names):
-                if name in classes and inside[:, k].sum() >= min_points:
+                inside = _points_in_box(frame.points, frame.boxes[k]) if name in classes and level[k] >= 0 else ()
+                if len(inside) >= max(min_points, 1):
                     names.append(name)
                     boxes.append(frame.boxes[k])
-                    points.append(frame.points[inside[:, k]])
+                    points.append(frame.points[inside])
         if not names:
-            raise InputError(f"ground-truth paste: no object of {', '.join(classes)} has {min_points} points; use --paste"
-                             f" {','.join('0' * len(classes))}")  # fmt: skip
+            raise InputError(f"ground-truth paste: expected objects ({', '.join(classes)}) of at least {min_points} points, "
+                             f"found none; switch it off with --paste {','.join('0' * len(classes))}")  # fmt: skip
         begin = np.cumsum([0] + [len(p) for p in points])
         return cls(np.array(names), np.stack(boxes), begin, np.concatenate(points))
 
     def save(self, path: Path) -> None:
-        """One .npz, written under a temporary name and moved into place."""
+        """One .npz, written under a temporary name and moved into place: nobody ever reads half of it."""
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        with open(temporary, "wb") as file:
-            np.savez(file, names=self.names, boxes=self.boxes, begin=self.begin, points=self.points)
-        os.replace(temporary, path)
+        try:
+            with open(temporary, "wb") as file:
+                np.savez(file, names=self.names, boxes=self.boxes, begin=self.begin, points=self.points)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path) -> "ObjectDatabase":
         """Raises InputError when the file is not one that `save` wrote."""
         try:
             with np.load(path, allow_pickle=False) as file:
-                return cls(file["names"], file["boxes"], file["begin"], file["points"])
-        except (OSError, ValueError, KeyError, EOFError) as error:
+                database = cls(file["names"], file["boxes"], file["begin"], file["points"])
+            if not len(database) == len(database.boxes) == len(database.begin) - 1:
+                raise ValueError("arrays of different lengths")
+            if database.begin[-1] != len(database.points):
+                raise ValueError(f"{len(database.points)} points, not {database.begin[-1]}")
+        except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
             raise InputError(f"{path}: expected an object database, found {error}; delete it to have it rebuilt") from None
+        return database
 
 
 def paste(frame: Frame, rng: np.random.Generator, database: ObjectDatabase, counts: dict[str, int]) -> Frame:
@@ -122,31 +139,34 @@ def paste(frame: Frame, rng: np.random.Generator, database: ObjectDatabase, coun
     A candidate that overlaps, from above, any object of the scene (of any class) or one pasted before is dropped. The
     scene's own points inside a pasted box are removed: the object would have hidden them.
     """
+    # DIFFERS: OpenPCDet's KITTI configs also shift an object to its new scene's ground, with road planes that are no
+    # part of KITTI. Here it keeps its height, as in OpenPCDet without the planes.
     wanted = [k for name, count in counts.items() for k in _draw(rng, database, name, count - frame.names.count(name))]
-    if not wanted:
-        return frame
-    candidates = database.boxes[wanted]
-    every = torch.from_numpy(np.concatenate([frame.boxes, candidates]).astype(np.float64))
-    clash = (box_ops.overlap_bev(every, every) > 0).numpy()
+    every = torch.from_numpy(np.concatenate([frame.boxes, database.boxes[wanted]]).astype(np.float64))
+    clash = (overlap_bev(every, every) > 0).numpy()
     chosen = list(range(len(frame.boxes)))  # rows of `every`
     for row in range(len(frame.boxes), len(every)):
         if not clash[row, chosen].any():
             chosen.append(row)
     taken = [wanted[row - len(frame.boxes)] for row in chosen[len(frame.boxes) :]]
-    if not taken:
-        return frame
-    hidden = _inside(frame.points, database.boxes[taken]).any(axis=1)
-    points = [frame.points[~hidden]] + [database.points[database.begin[k] : database.begin[k + 1]] for k in taken]
+    free = np.ones(len(frame.points), dtype=bool)
+    for k in taken:
+        free[_points_in_box(frame.points, database.boxes[k])] = False
+    points = [frame.points[free]] + [database.points[database.begin[k] : database.begin[k + 1]] for k in taken]
     return replace(frame, points=np.concatenate(points), boxes=np.concatenate([frame.boxes, database.boxes[taken]]),
                    names=frame.names + tuple(database.names[taken].tolist()))  # fmt: skip
 
 
 def _draw(rng: np.random.Generator, database: ObjectDatabase, name: str, count: int) -> list[int]:
+    """Up to `count` different objects of a class."""
     of_class = np.flatnonzero(database.names == name)
     return rng.permutation(of_class)[: max(0, count)].tolist()
 
 
-def _inside(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """(N, M) bool, computed in float64."""
-    xyz = torch.from_numpy(points[:, :3].astype(np.float64))
-    return box_ops.points_in_boxes(xyz, torch.from_numpy(boxes.astype(np.float64))).numpy()
+def _points_in_box(points: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """Indices of the points in one box, in float64, asked of the few points around it: at ten sweeps' 300,000 points
+    and 28 boxes, 30 ms instead of 550."""
+    reach = np.hypot(box[3], box[4]) / 2 + 0.01
+    near = np.flatnonzero((np.abs(points[:, 0] - box[0]) <= reach) & (np.abs(points[:, 1] - box[1]) <= reach))
+    xyz, one = (torch.from_numpy(a.astype(np.float64)) for a in (points[near, :3], box[None]))
+    return near[points_in_boxes(xyz, one)[:, 0].numpy()]

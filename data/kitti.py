@@ -13,10 +13,22 @@ import numpy as np
 
 from config import ArgumentParser, InputError, did_you_mean, run_cli
 from data import Frame
-from data.kitti_files import (  # isort: skip  # noqa: F401 (whoever wants KITTI finds all of it here)
-    TYPES, Calibration, Objects, boxes_from_objects, image_boxes, image_size, lines_of, no_objects,
-    objects_from_boxes, read_calibration, read_objects, read_points, write_calibration, write_objects,
-)  # fmt: skip
+from data.kitti_files import (  # noqa: F401 (whoever wants KITTI finds all of it here)
+    TYPES,
+    Calibration,
+    Objects,
+    boxes_from_objects,
+    image_boxes,
+    image_size,
+    lines_of,
+    no_objects,
+    objects_from_boxes,
+    read_calibration,
+    read_objects,
+    read_points,
+    write_calibration,
+    write_objects,
+)
 
 
 class Kitti:
@@ -39,12 +51,12 @@ class Kitti:
         if not all((self.root / self.folder / name).is_dir() for name in self.needs):
             raise InputError(self._tree(split))
         if not frames and not listing.is_file():
-            raise InputError(f"{self._tree(split)}\n  KITTI's download has no ImageSets; without it, use --frames")
+            raise InputError(f"{self._tree(split)}\n  KITTI's own download has no ImageSets: get the lists, or use --frames")
         self.ids = [str(id).zfill(6) for id in frames] or [words[0] for _, words in lines_of(listing)]
-        (twice, count), *_ = [*Counter(self.ids).most_common(1), ("", 0)]
-        if count != 1:
-            source, found = "--frames" if frames else listing, f"{twice} {count} times" if count else "none"
-            raise InputError(f"{source}: expected frame numbers, each once, found {found}")
+        repeated = [id for id, count in Counter(self.ids).items() if count > 1]
+        if repeated or not self.ids:
+            found = f"{repeated[0]} twice" if repeated else "none"
+            raise InputError(f"{'--frames' if frames else listing}: expected frame numbers, each once, found {found}")
         self._check_files(hint=not frames)
 
     def __len__(self) -> int:
@@ -107,7 +119,7 @@ class Kitti:
     def _tree(self, split: str) -> str:
         """The error for a root that is none: what was expected beside what was found."""
         there = self.root.is_dir()
-        lines = [f"{self.root}: expected a KITTI root, found {'this' if there else 'no such folder'}"]
+        lines = [f"{self.root}: expected a KITTI root, found {'other things' if there else 'no such folder'}"]
         rows = {f"{self.folder}/{name}": f"/NNNNNN.{suffix}" for name, suffix in self.needs.items()}
         rows |= {f"{self.folder}/image_2": "/NNNNNN.png (optional)", f"ImageSets/{split}.txt": ""}
         for name, files in rows.items():
@@ -161,8 +173,8 @@ def main() -> None:
     for name in sorted(inside, key=lambda name: -len(inside[name])):
         counts = np.array(inside[name])
         print(f"{name:<16}{len(counts):>8}{(counts == 0).sum():>16}{np.median(counts):>17.0f}")
-    everything = np.concatenate([*inside.values(), [1]])
-    if (everything == 0).mean() > 0.5:
+    every = [count for counts in inside.values() for count in counts]
+    if every.count(0) > len(every) / 2:
         problems.append("most boxes hold no points: do calib and label_2 belong to these clouds?")
     print("\n".join(f"problem: {problem}" for problem in problems) or "no problems found")
     raise SystemExit(bool(problems))

@@ -87,7 +87,7 @@ def no_objects() -> Objects:
 def write_objects(path: str | Path, objects: Objects) -> None:
     """Write a label file (no object has a score: 15 columns, 2 decimals) or a result file (16 columns, 4)."""
     unscored = np.isnan(objects.score)
-    if unscored.any() != unscored.all():
+    if unscored.any() and not unscored.all():
         raise ValueError("some objects have a score and some have none: neither labels nor results")
     lines = []
     for i, name in enumerate(objects.type):
