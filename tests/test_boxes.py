@@ -61,7 +61,7 @@ def test_columns_after_the_seventh_are_ignored():
     assert torch.equal(B.nms(longer, torch.ones(6), 0.1), B.nms(b, torch.ones(6), 0.1))
 
 
-ANGLES = [0.0, 1.0, -7.5, 99.0, math.pi, 3 * math.pi, *(-math.pi - tiny for tiny in (0, 1e-15, 1e-9, 3e-7))]
+ANGLES = [0.0, 1.0, -7.5, 99.0, math.pi, 3 * math.pi, -math.pi, math.nextafter(-math.pi, -4), -math.pi - 1e-9, -math.pi - 3e-7]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -155,6 +155,14 @@ def test_iou_by_hand():
     assert B.iou_3d(a, box(z=9)).item() == 0 and B.iou_bev(a, box(z=9)).item() > 0
 
 
+def test_rounding_does_not_lift_an_iou_above_1():
+    for dtype in (torch.float32, torch.float64):
+        rows = random_boxes(500, 12, spread=50).to(dtype)
+        turned = rows + torch.tensor([0, 0, 0, 0, 0, 0, math.pi], dtype=dtype)
+        for iou in (B.pair_iou_bev, B.pair_iou_3d):
+            assert (iou(rows, turned) <= 1).all() and (iou(rows, turned) > 0.9999).all()
+
+
 def test_pairs_and_tables_agree_and_pieces_do_not_matter(monkeypatch):
     a, b = random_boxes(9, 4), random_boxes(7, 5)
     tables, pairs = (B.overlap_bev, B.iou_bev, B.iou_3d), (B.pair_overlap_bev, B.pair_iou_bev, B.pair_iou_3d)
@@ -168,7 +176,7 @@ def test_pairs_and_tables_agree_and_pieces_do_not_matter(monkeypatch):
 
 
 def test_boxes_without_size_overlap_nothing():
-    no_area = [box(length=0), box(width=0), box(length=0, width=0), box(length=-4)]
+    no_area = [box(length=0), box(width=0), box(length=0, width=0), box(length=-4, width=-2)]
     flat = torch.cat([*no_area, box(height=0), box()])
     bev, volume = B.iou_bev(flat, flat), B.iou_3d(flat, flat)
     assert torch.isfinite(bev).all() and torch.isfinite(volume).all()

@@ -1,0 +1,426 @@
+"""Augmentation: what it must leave as it is, what must move together, and pasted objects that never touch another."""
+
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shapely.geometry import Polygon
+
+from config import InputError
+from data import Frame
+from data.augment import ObjectDatabase, augment, flip_y, paste, rotate, scale
+
+KINDS = {"Car": (3.9, 1.6, 1.5), "Pedestrian": (0.8, 0.6, 1.7), "Cyclist": (1.8, 0.6, 1.7), "Van": (5.0, 1.9, 2.2)}
+ALWAYS = 1.0  # probability of flip_y
+
+
+class Draws:
+    """A random generator that says what it is told."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def uniform(self, low: float, high: float) -> float:
+        assert low <= self.value <= high
+        return self.value
+
+    def random(self) -> float:
+        return self.value
+
+
+def rectangle(box) -> Polygon:
+    x, y, _, length, width, _, yaw = (float(v) for v in box[:7])
+    corners = [(a * length / 2, b * width / 2) for a, b in ((1, 1), (-1, 1), (-1, -1), (1, -1))]
+    return Polygon([(x + a * np.cos(yaw) - b * np.sin(yaw), y + a * np.sin(yaw) + b * np.cos(yaw)) for a, b in corners])
+
+
+def inside(points, box, grow: float = 0.0) -> np.ndarray:
+    """One point at a time: in the box, enlarged on every side by `grow` m."""
+    x, y, z, length, width, height, yaw = (float(v) for v in box[:7])
+    found = []
+    for i, (px, py, pz) in enumerate(points[:, :3].astype(float)):
+        along = (px - x) * np.cos(yaw) + (py - y) * np.sin(yaw)
+        across = (py - y) * np.cos(yaw) - (px - x) * np.sin(yaw)
+        sizes = ((along, length), (across, width), (pz - z, height))
+        if all(abs(offset) <= size / 2 + grow for offset, size in sizes):
+            found.append(i)
+    return np.array(found, dtype=int)
+
+
+def scene(seed: int, objects: int = 6, columns: int = 4, velocities: bool = False, clutter: int = 300) -> Frame:
+    """Objects that do not touch, each full of points (clear of its walls), and points anywhere around. Its arrays refuse
+    to be written."""
+    rng = np.random.default_rng(seed)
+    boxes, names, points = [], [], [rng.uniform((0, -40, -3), (70, 40, 1), (clutter, 3))]
+    while len(boxes) < objects:
+        name = str(rng.choice(list(KINDS)))
+        box = np.array([rng.uniform(5, 65), rng.uniform(-35, 35), rng.uniform(-1.2, -0.5), *KINDS[name],
+                        rng.uniform(-np.pi, np.pi)])  # fmt: skip
+        if all(rectangle(box).distance(rectangle(other)) > 0.1 for other in boxes):
+            cos, sin = np.cos(box[6]), np.sin(box[6])
+            local = rng.uniform(-0.45, 0.45, (rng.integers(5, 40), 3)) * box[3:6]
+            points.append(local @ np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]]) + box[:3])
+            boxes.append(box)
+            names.append(name)
+    points = np.concatenate(points)
+    walls = [set(inside(points, box, 0.01)) - set(inside(points, box, -0.01)) for box in boxes]
+    points = np.delete(points, sorted(set().union(*walls)), axis=0)  # rounding must not carry a point through a wall
+    points = np.c_[points, rng.uniform(0, 1, (len(points), columns - 3))].astype(np.float32)
+    boxes = np.array(boxes, dtype=np.float32).reshape(-1, 7)
+    if velocities:
+        boxes = np.c_[boxes, rng.uniform(-10, 10, (len(boxes), 2)).astype(np.float32)]
+    points.flags.writeable = boxes.flags.writeable = False
+    return Frame(f"{seed:06d}", points, boxes, tuple(names), dropped=seed)
+
+
+def nothing(columns: int = 4, velocities: bool = False) -> Frame:
+    return Frame("000000", np.zeros((0, columns), np.float32), np.zeros((0, 9 if velocities else 7), np.float32), ())
+
+
+def assert_same(a: Frame, b: Frame, tolerance: float = 0.0) -> None:
+    assert a.names == b.names and a.id == b.id and a.dropped == b.dropped
+    for one, other in ((a.points, b.points), (a.boxes, b.boxes)):
+        assert one.shape == other.shape and one.dtype == other.dtype == np.float32
+    assert np.abs(a.points - b.points).max(initial=0) <= tolerance
+    turned = (a.boxes[:, 6] - b.boxes[:, 6] + np.pi) % (2 * np.pi) - np.pi
+    assert np.abs(turned).max(initial=0) <= max(tolerance, 1e-6)
+    assert np.abs(np.delete(a.boxes - b.boxes, 6, axis=1)).max(initial=0) <= tolerance
+
+
+MOVES = {
+    "flip": lambda frame, rng: flip_y(frame, rng, ALWAYS),
+    "rotate": lambda frame, rng: rotate(frame, rng, np.pi),
+    "scale": lambda frame, rng: scale(frame, rng, 0.8, 1.3),
+    "all": lambda frame, rng: augment(frame, rng, None, {}, True, 0.8, (0.9, 1.1)),
+}
+each_move = pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
+
+
+# ------------------------------------------------------------------ flip, rotate, scale
+
+
+@each_move
+@pytest.mark.parametrize("velocities", [False, True])
+def test_points_stay_in_their_boxes(move, velocities):
+    """The very same points are in the very same box, whatever the world does."""
+    for seed in range(4):
+        frame = scene(seed, velocities=velocities, columns=5)
+        moved = move(frame, np.random.default_rng(seed))
+        assert not np.array_equal(moved.points, frame.points) or move is MOVES["all"]
+        for before, after in zip(frame.boxes, moved.boxes, strict=True):
+            assert len(inside(frame.points, before)) >= 5
+            assert np.array_equal(inside(frame.points, before), inside(moved.points, after))
+
+
+@each_move
+def test_intensity_and_time_lag_are_not_geometry(move):
+    frame = scene(1, columns=5)
+    assert np.array_equal(move(frame, np.random.default_rng(0)).points[:, 3:], frame.points[:, 3:])
+
+
+@each_move
+def test_frame_without_objects_or_points(move):
+    for frame in (nothing(), nothing(5, velocities=True), scene(0, objects=0), replace(scene(0), points=nothing().points)):
+        moved = move(frame, np.random.default_rng(0))
+        assert moved.points.shape == frame.points.shape and moved.boxes.shape == frame.boxes.shape
+
+
+@each_move
+def test_yaw_stays_in_its_range_and_dtype_float32(move):
+    frame = scene(2)
+    boxes = frame.boxes.copy()
+    boxes[:3, 6] = -np.pi, 3.1415925, 0
+    for seed in range(20):
+        moved = move(replace(frame, boxes=boxes), np.random.default_rng(seed))
+        assert moved.boxes.dtype == moved.points.dtype == np.float32
+        assert (moved.boxes[:, 6] >= np.float32(-np.pi)).all() and (moved.boxes[:, 6] < np.float32(np.pi)).all()
+
+
+@each_move
+def test_a_moving_object_arrives_where_its_velocity_says(move):
+    """Move, then wait a second; or wait a second, then move: the same place."""
+    frame = scene(3, velocities=True)
+    later = frame.boxes.copy()
+    later[:, :2] += later[:, 7:]
+    move_now = move(frame, np.random.default_rng(5)).boxes
+    move_later = move(replace(frame, boxes=later), np.random.default_rng(5)).boxes
+    assert np.abs(move_now[:, :2] + move_now[:, 7:] - move_later[:, :2]).max() < 1e-4
+    assert np.abs(move_now[:, 7:] - frame.boxes[:, 7:]).max() > 1e-2 or move is MOVES["all"]
+
+
+def test_flip_twice_is_the_identity_and_once_mirrors_y():
+    frame = scene(0, velocities=True)
+    once = flip_y(frame, np.random.default_rng(0), ALWAYS)
+    assert_same(flip_y(once, np.random.default_rng(0), ALWAYS), frame)
+    assert np.array_equal(once.points, frame.points * np.array([1, -1, 1, 1], np.float32))
+    assert np.allclose(once.boxes, frame.boxes * [1, -1, 1, 1, 1, 1, -1, 1, -1], atol=1e-6)
+
+
+def test_flip_happens_half_of_the_time():
+    frame = scene(0)
+    flipped = [not np.array_equal(flip_y(frame, np.random.default_rng(i)).points, frame.points) for i in range(400)]
+    assert 150 < sum(flipped) < 250
+    assert flip_y(frame, Draws(0.49)).points[0, 1] == -frame.points[0, 1]
+    assert flip_y(frame, Draws(0.5)).points[0, 1] == frame.points[0, 1]
+
+
+def test_rotation_is_counter_clockwise_and_its_inverse_undoes_it():
+    frame = scene(0, velocities=True)
+    turned = rotate(frame, Draws(0.7), 0.785)
+    assert_same(rotate(turned, Draws(-0.7), 0.785), frame, tolerance=3e-5)
+    x, y = frame.points[:, 0].astype(float), frame.points[:, 1].astype(float)
+    distance, azimuth = np.hypot(x, y), np.arctan2(y, x) + 0.7
+    expected = np.c_[distance * np.cos(azimuth), distance * np.sin(azimuth), frame.points[:, 2:]]
+    assert np.abs(turned.points - expected).max() < 1e-4
+    assert np.allclose(np.cos(turned.boxes[:, 6] - frame.boxes[:, 6]), np.cos(0.7), atol=1e-5)
+
+
+def test_scaling_multiplies_lengths_and_no_angle():
+    frame = scene(0, velocities=True)
+    larger = scale(frame, Draws(1.25), 0.5, 1.5)
+    assert_same(scale(larger, Draws(0.8), 0.5, 1.5), frame, tolerance=3e-5)
+    assert np.allclose(larger.points, frame.points * [1.25, 1.25, 1.25, 1])
+    assert np.allclose(larger.boxes, frame.boxes * np.array([1.25] * 6 + [1] + [1.25] * 2))
+
+
+def test_limits_are_kept_and_reached():
+    frame = Frame("0", np.array([[10, 0, 0, 0]], np.float32), np.zeros((0, 7), np.float32), ())
+    angles = [np.arctan2(*rotate(frame, np.random.default_rng(i), 0.3).points[0, 1::-1]) for i in range(300)]
+    sizes = [scale(frame, np.random.default_rng(i), 0.9, 1.2).points[0, 0] / 10 for i in range(300)]
+    assert -0.3 <= min(angles) < -0.28 and 0.28 < max(angles) <= 0.3
+    assert 0.899 <= min(sizes) < 0.91 and 1.19 < max(sizes) <= 1.201
+
+
+# ------------------------------------------------------------------ ground-truth paste
+
+
+def database_of(frames: list[Frame], **options) -> ObjectDatabase:
+    return ObjectDatabase.build(frames, ("Car", "Pedestrian", "Cyclist"), **options)
+
+
+@pytest.fixture(scope="module")
+def database() -> ObjectDatabase:
+    return database_of([scene(seed, objects=12) for seed in range(100, 108)])
+
+
+COUNTS = {"Car": 8, "Pedestrian": 5, "Cyclist": 6}
+
+
+def test_database_holds_every_wanted_object_with_exactly_its_points():
+    frames = [scene(seed) for seed in range(5)]
+    database = database_of(frames)
+    expected = [(name, box, inside(frame.points, box)) for frame in frames for name, box in zip(frame.names, frame.boxes)]
+    expected = [(frame, *rest) for frame, rest in zip([f for f in frames for _ in f.names], expected) if rest[0] != "Van"]
+    assert len(database) == len(expected) == len(database.begin) - 1
+    for k, (frame, name, box, rows) in enumerate(expected):
+        assert database.names[k] == name and np.array_equal(database.boxes[k], box)
+        assert np.array_equal(database.points[database.begin[k] : database.begin[k + 1]], frame.points[rows])
+
+
+@pytest.mark.parametrize("count, kept", [(4, 0), (5, 1)])
+def test_objects_with_few_points_are_not_worth_pasting(count, kept):
+    car = np.array([[20, 3, -1, 4, 2, 1.5, 0.3]], np.float32)
+    points = np.tile(np.array([[20, 3, -1, 0.5]], np.float32), (count, 1))
+    walker = scene(0, objects=0, clutter=0)
+    box = np.array([[40, 3, -1, 0.8, 0.6, 1.7, 0]], np.float32)
+    other = replace(walker, points=np.tile(np.array([[40, 3, -1, 0]], np.float32), (9, 1)), boxes=box, names=("Pedestrian",))
+    database = database_of([Frame("0", points, car, ("Car",)), other])
+    assert database.names.tolist() == ["Car"] * kept + ["Pedestrian"]
+
+
+def test_objects_beyond_the_data_sets_levels_are_left_out():
+    class Graded(list):
+        def difficulty(self, _: int) -> np.ndarray:
+            return np.array([0, -1, 2, -1, 1, 0])
+
+    frame = scene(0)
+    frames = Graded([replace(frame, names=("Car",) * 6)])
+    assert np.array_equal(database_of(frames).boxes, frame.boxes[[0, 2, 4, 5]])
+
+
+def test_no_object_at_all_is_an_input_error():
+    for frames in ([nothing()], [scene(0, objects=0)], []):
+        with pytest.raises(InputError, match="found none; switch it off with --paste 0,0,0"):
+            database_of(frames)
+
+
+@pytest.mark.parametrize("velocities", [False, True])
+def test_database_survives_its_file(tmp_path, velocities):
+    database = database_of([scene(seed, velocities=velocities, columns=5) for seed in range(3)])
+    database.save(tmp_path / "objects.npz")
+    again = ObjectDatabase.load(tmp_path / "objects.npz")
+    for name, array in vars(database).items():
+        assert np.array_equal(getattr(again, name), array) and getattr(again, name).dtype == array.dtype, name
+    assert os.listdir(tmp_path) == ["objects.npz"], "the temporary file is gone"
+
+
+def test_a_save_that_fails_leaves_the_old_file_alone(tmp_path, database, monkeypatch):
+    path = tmp_path / "objects.npz"
+    database.save(path)
+    before = path.read_bytes()
+
+    def full_disk(file, **_):
+        file.write(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(np, "savez", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        database.save(path)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["objects.npz"]
+
+
+def break_array(name, change):
+    def write(path, database):
+        np.savez(path, **{**vars(database), name: change(getattr(database, name))})
+
+    return write
+
+
+BROKEN_FILES = {
+    "cut off": lambda path, database: path.write_bytes(path.read_bytes()[:-200]),
+    "empty": lambda path, _: path.write_bytes(b""),
+    "text": lambda path, _: path.write_text("not a database"),
+    "missing": lambda path, _: path.unlink(),
+    "another npz": lambda path, _: np.savez(path, x=np.zeros(3)),
+    "an npy": lambda path, _: np.save(path.open("wb"), np.zeros(3)),
+    "pickled names": break_array("names", lambda a: a.astype(object)),
+    "fewer boxes": break_array("boxes", lambda a: a[:-1]),
+    "fewer points": break_array("points", lambda a: a[:-1]),
+}
+
+
+@pytest.mark.parametrize("spoil", BROKEN_FILES.values(), ids=BROKEN_FILES)
+def test_broken_database_file_is_an_input_error(tmp_path, database, spoil):
+    path = tmp_path / "objects.npz"
+    database.save(path)
+    spoil(path, database)
+    with pytest.raises(InputError, match="objects.npz: expected an object database") as error:
+        ObjectDatabase.load(path)
+    assert "\n" not in str(error.value)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), objects=st.integers(0, 10))
+def test_pasted_objects_touch_no_other_and_bring_their_points(database, seed, objects):
+    frame = scene(seed % 50, objects)
+    pasted = paste(frame, np.random.default_rng(seed), database, COUNTS)
+    added = pasted.boxes[len(frame.boxes) :]
+    assert np.array_equal(pasted.boxes[: len(frame.boxes)], frame.boxes)
+    assert pasted.names[: len(frame.names)] == frame.names and len(pasted.names) == len(pasted.boxes)
+    shapes = [rectangle(box) for box in pasted.boxes]
+    for i in range(len(frame.boxes), len(shapes)):
+        assert max((shapes[i].intersection(other).area for other in shapes[:i]), default=0) < 1e-6
+    for name, limit in COUNTS.items():
+        assert pasted.names.count(name) <= max(limit, frame.names.count(name))
+    hidden = {row for box in added for row in inside(frame.points, box)}
+    kept = np.delete(frame.points, sorted(hidden), axis=0)
+    assert np.array_equal(pasted.points[: len(kept)], kept), "the scene's points, but for those in pasted boxes"
+    sources = [next(k for k in range(len(database)) if np.array_equal(database.boxes[k], box)) for box in added]
+    assert len(set(sources)) == len(sources), "no object twice"
+    assert [database.names[k] for k in sources] == list(pasted.names[len(frame.names) :])
+    bits = [database.points[database.begin[k] : database.begin[k + 1]] for k in sources]
+    assert np.array_equal(pasted.points[len(kept) :], np.concatenate([frame.points[:0], *bits]))
+
+
+def grid_of_cars(n: int, x0: float) -> tuple[Frame, ...]:
+    """n cars far from each other, each in a frame of its own."""
+    places = [(x0 + 6 * (i % 10), 4.0 * (i // 10)) for i in range(n)]
+    boxes = [np.array([[x, y, -1, 3.9, 1.6, 1.5, 0]], np.float32) for x, y in places]
+    return tuple(Frame(str(i), np.tile(np.r_[b[0, :3], 0.5].astype(np.float32), (5, 1)), b, ("Car",))
+                 for i, b in enumerate(boxes))  # fmt: skip
+
+
+@pytest.mark.parametrize("present, limit, added", [(0, 7, 7), (3, 7, 4), (7, 7, 0), (9, 7, 0), (0, 50, 30), (2, 0, 0)])
+def test_paste_fills_up_to_the_count_and_not_beyond(present, limit, added):
+    """Where nothing collides, exactly count - present objects are added, as many as there are."""
+    database = database_of(grid_of_cars(30, 0))
+    cars = grid_of_cars(10, 0)[:present]
+    boxes = np.concatenate([np.zeros((0, 7), np.float32), *(f.boxes - np.array([0, 50, 0, 0, 0, 0, 0], np.float32) for f in cars)])
+    frame = Frame("x", np.zeros((0, 4), np.float32), boxes, ("Car",) * present)
+    pasted = paste(frame, np.random.default_rng(0), database, {"Car": limit, "Pedestrian": 4})
+    assert pasted.names == ("Car",) * (present + added)
+
+
+def test_objects_of_any_class_are_in_the_way():
+    database = database_of(grid_of_cars(1, 20))
+    for name in ("Car", "Van", "Misc"):
+        for shift, free in ((0, False), (1.55, False), (1.65, True)):  # the cars are 1.6 m wide
+            box = database.boxes + np.array([0, shift, 0, 0, 0, 0, 0], np.float32)
+            frame = Frame("x", np.zeros((0, 4), np.float32), box, (name,))
+            assert len(paste(frame, np.random.default_rng(0), database, {"Car": 2}).boxes) == 1 + free
+
+
+def test_an_object_that_was_dropped_is_in_nobodys_way():
+    """A stands in the scene, B overlaps A, C overlaps B alone: C is pasted whatever the order."""
+    place = {"A": 20.0, "B": 23.0, "C": 26.0}  # 3.9 m long
+    boxes = {k: np.array([[x, 0, -1, 3.9, 1.6, 1.5, 0]], np.float32) for k, x in place.items()}
+    frames = [Frame(k, np.tile(np.r_[b[0, :3], 0.5].astype(np.float32), (5, 1)), b, ("Car",)) for k, b in boxes.items()]
+    for seed in range(10):
+        pasted = paste(frames[0], np.random.default_rng(seed), database_of(frames[1:]), {"Car": 3})
+        assert pasted.boxes[:, 0].tolist() == [20.0, 26.0]
+
+
+def test_paste_into_nothing_and_paste_of_nothing(database):
+    for frame in (nothing(), scene(0, objects=0), replace(scene(0), points=nothing().points)):
+        assert len(paste(frame, np.random.default_rng(0), database, COUNTS).boxes) > len(frame.boxes)
+    frame = scene(1)
+    for counts in ({}, {"Car": 0}, {"Tram": 5}, {"Car": -3}):
+        assert_same(paste(frame, np.random.default_rng(0), database, counts), frame)
+
+
+def test_objects_with_velocities_are_pasted_with_them():
+    database = database_of([scene(seed, velocities=True, columns=5) for seed in range(4)])
+    pasted = paste(nothing(5, velocities=True), np.random.default_rng(0), database, COUNTS)
+    assert pasted.boxes.shape[1] == 9 and pasted.points.shape[1] == 5
+    assert all(any(np.array_equal(box, source) for source in database.boxes) for box in pasted.boxes)
+
+
+def test_every_object_has_its_turn(database):
+    """Over many frames each object is drawn, and about as often as any other of its class."""
+    drawn = {}
+    for seed in range(300):
+        for box in paste(nothing(), np.random.default_rng(seed), database, {"Car": 1}).boxes:
+            drawn[box.tobytes()] = drawn.get(box.tobytes(), 0) + 1
+    cars = (database.names == "Car").sum()
+    assert len(drawn) == cars and max(drawn.values()) < 4 * 300 / cars
+
+
+# ------------------------------------------------------------------ all of it
+
+
+def recipe(frame, seed, database, **changes):
+    options = dict(counts=COUNTS, flip=True, rotation=0.785, scaling=(0.95, 1.05)) | changes
+    return augment(frame, np.random.default_rng(seed), database, *options.values())
+
+
+def test_augmentation_is_a_function_of_frame_and_seed(database):
+    frame = scene(7)
+    first = recipe(frame, (0, 3, 7), database)
+    recipe(scene(8), (0, 3, 8), database)
+    np.random.default_rng(0).random()
+    assert_same(recipe(frame, (0, 3, 7), database), first)
+    assert not np.array_equal(recipe(frame, (0, 4, 7), database).boxes[:6], first.boxes[:6])
+
+
+def test_order_is_paste_flip_rotate_scale(database):
+    frame = scene(9)
+    rng = np.random.default_rng(1)
+    expected = scale(rotate(flip_y(paste(frame, rng, database, COUNTS), rng), rng, 0.785), rng, 0.95, 1.05)
+    assert_same(recipe(frame, 1, database), expected)
+
+
+def test_everything_switched_off_is_the_identity(database):
+    frame = scene(9)
+    assert_same(recipe(frame, 1, None, flip=False, rotation=0.0, scaling=(1.0, 1.0)), frame)
+    assert_same(recipe(frame, 1, database, counts={}, flip=False, rotation=0.0, scaling=(1.0, 1.0)), frame)
+
+
+def test_pasted_points_stay_in_their_boxes_too(database):
+    frame = scene(11)
+    pasted = paste(frame, np.random.default_rng(2), database, COUNTS)
+    moved = recipe(frame, 2, database)
+    for before, after in zip(pasted.boxes, moved.boxes, strict=True):
+        assert np.array_equal(inside(pasted.points, before), inside(moved.points, after))
