@@ -338,7 +338,8 @@ def test_paste_fills_up_to_the_count_and_not_beyond(present, limit, added):
     """Where nothing collides, exactly count - present objects are added, as many as there are."""
     database = database_of(grid_of_cars(30, 0))
     cars = grid_of_cars(10, 0)[:present]
-    boxes = np.concatenate([np.zeros((0, 7), np.float32), *(f.boxes - np.array([0, 50, 0, 0, 0, 0, 0], np.float32) for f in cars)])
+    shift = np.array([0, 50, 0, 0, 0, 0, 0], np.float32)
+    boxes = np.concatenate([np.zeros((0, 7), np.float32), *(f.boxes - shift for f in cars)])
     frame = Frame("x", np.zeros((0, 4), np.float32), boxes, ("Car",) * present)
     pasted = paste(frame, np.random.default_rng(0), database, {"Car": limit, "Pedestrian": 4})
     assert pasted.names == ("Car",) * (present + added)
