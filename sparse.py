@@ -394,8 +394,7 @@ def spconv_forward(layer: SparseConv3d, x: SparseTensor, dtype: torch.dtype) -> 
         x.rules["spconv books"] = y.indice_dict  # a copy of `books`, with this kernel's
         return x.replace(y.features)
     # Its outputs come in no fixed order: sort. What lies below them is shared as usual.
-    shape = tuple(y.spatial_shape)
-    key, order = site_keys(y.indices, shape).sort()
+    key, order = site_keys(y.indices, shape := tuple(y.spatial_shape)).sort()
     below = x.rules.setdefault(("spconv", layer.kernel_size, layer.stride, layer.padding), {})
     coords = below["sites"][0] if below else split_keys(key, shape)
     return SparseTensor(y.features.index_select(0, order), coords, shape, x.batch_size, below)
