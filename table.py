@@ -33,8 +33,8 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
 def score(record: dict[str, Any], metric: str, name: str | None = None) -> float:
     """Moderate AP_R40 at the strict overlaps, of one class or their mean. No result counts as 0."""
     table = record["last"]["strict"]
-    values = [table[c]["AP_R40"][metric]["moderate"] or 0.0 for c in ((name,) if name else CLASSES)]
-    return statistics.fmean(values)
+    levels = [table[c]["AP_R40"][metric] for c in ((name,) if name else CLASSES)]
+    return statistics.fmean(level["moderate"] if level else 0.0 for level in levels)
 
 
 def demo_table(records: list[dict[str, Any]]) -> str:

@@ -55,9 +55,9 @@ def test_macs_of_the_dense_part_by_hand():
     frames = collate(tiny_frames(2), cfg)
     total = count_macs(model, frames)
     h, w, c_in = 12, 8, model.encoder.out_channels
-    level1 = h * w * 9 * (c_in * 16 + 3 * 16 * 16) + h * w * 16 * 16
-    level2 = h * w // 4 * (9 * (16 * 32 + 3 * 32 * 32) + 32 * 16 * 4)
-    head = h * w * 9 * (32 * 8 + 5 * 8 * 8 + 8 * (2 + 1 + 3 + 2 + 3))
+    level1 = h * w * 9 * (c_in * 12 + 3 * 12 * 12) + h * w * 12 * 12
+    level2 = h * w // 4 * (9 * (12 * 24 + 3 * 24 * 24) + 24 * 12 * 4)
+    head = h * w * 9 * (24 * 8 + 5 * 8 * 8 + 8 * (2 + 1 + 3 + 2 + 3))
     dense = level1 + level2 + head
     assert total > dense
     empty = collate([f.__class__(f.id, f.points[:0], f.boxes[:0], ()) for f in tiny_frames(1)], cfg)

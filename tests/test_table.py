@@ -44,9 +44,10 @@ def test_results_are_read_in_the_order_of_roles_and_seeds(tmp_path):
 
 
 def test_fill_replaces_tables_and_nothing_else():
-    text = "a\n<!-- table readings -->\nold\n<!-- end -->\nb\n"
+    text = "a\n<!-- table readings -->\nout of date\n<!-- end -->\nb\n"
     filled = table.fill(text)
-    assert filled.startswith("a\n<!-- table readings -->\n| ") and filled.endswith("\n<!-- end -->\nb\n") and "old" not in filled
+    assert filled.startswith("a\n<!-- table readings -->\n| ")
+    assert filled.endswith("\n<!-- end -->\nb\n") and "out of date" not in filled
     assert table.fill(filled) == filled
     with pytest.raises(InputError, match="unknown table 'nothing'"):
         table.fill("<!-- table nothing --><!-- end -->")
