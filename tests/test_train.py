@@ -147,7 +147,7 @@ def test_two_processes_have_the_curve_of_one(root, tmp_path):
 
 
 def test_a_student_learns_two_frames_by_heart_with_rdd(root, tmp_path):
-    """End to end: teacher, RDD student, evaluation. With two labels a class KITTI caps AP at 2.5, so distances are the measure."""
+    """End to end: teacher, RDD student, evaluation. KITTI caps AP at 2.5 with two labels a class: distances are the measure."""
     torch.set_num_threads(1)
     frames = ("000000", "000001")
     # 300 steps, because the running statistics of the norms (momentum 0.01) take that long to arrive
