@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config import ArgumentParser, InputError, did_you_mean, run_cli
+from cli import ArgumentParser, InputError, did_you_mean, run_cli
 
 if TYPE_CHECKING:
     from data.kitti import Kitti, Objects
@@ -169,8 +169,8 @@ def main() -> None:
     args = parser().parse_args()
     import parallel
     from data.kitti import Kitti
-    from detector import load_detector
     from metrics.kitti import count_labels, format_table
+    from weights import load_detector
 
     _, _, device = parallel.start()
     detector, content = load_detector(args.checkpoint)

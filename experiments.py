@@ -16,7 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from config import DEFAULT_PAIR, ArgumentParser, Config, preset, run_cli
+from cli import ArgumentParser, run_cli
+from config import Config
+from presets import DEFAULT_PAIR, preset
 
 ROLES = ("teacher", "none", "rdd", "none, equal time")
 
@@ -24,8 +26,8 @@ ROLES = ("teacher", "none", "rdd", "none, equal time")
 def run_once(cfg: Config, folder: Path, teacher: Any, results: Path, role: str) -> dict[str, Any]:
     """Train (or find) one run, and its record: results/NAME.json."""
     from data.batch import collate
-    from detector import count_macs, count_parameters
     from runs import commit, machine
+    from sheet import count_macs, count_parameters
     from train import open_data, train
 
     detector = train(cfg, folder, teacher, workers=1)  # loading runs beside training; changes no result
@@ -53,8 +55,8 @@ def run_once(cfg: Config, folder: Path, teacher: Any, results: Path, role: str) 
 
 def demo(seeds: list[int], runs: Path, results: Path) -> None:
     """Teacher, student alone, student + RDD, student alone for RDD's time; on the simulated KITTI-like set."""
-    from detector import load_detector
     from train import prepare_data
+    from weights import load_detector
 
     name_t, name_s = DEFAULT_PAIR["sim"]
     base = prepare_data(Config(data="sim"), workers=os.cpu_count() or 1)
@@ -76,9 +78,9 @@ def pictures(seed: int, runs: Path, out: Path) -> None:
 
     import plot
     from data.batch import collate
-    from detector import load_detector
     from rdd import RDD
     from train import open_data
+    from weights import load_detector
 
     out.mkdir(parents=True, exist_ok=True)
     models = {role: load_detector(runs / f"{name}-seed{seed}" / "last.pt")

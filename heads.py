@@ -1,7 +1,8 @@
-"""Heads: the neck's feature map -> boxes.   (reads after: backbone.py  next: detector.py)
+"""The centre head: the neck's feature map -> boxes.   (reads after: backbone.py  next: detector.py; beside: anchors.py)
 
 CenterHead (CenterPoint): an object is a peak of its class's heat map; the other maps, read at the peak's cell, say the
-rest: where in the cell, how high, how large, which way. Three methods: `forward` (maps), `loss`, `decode`.
+rest: where in the cell, how high, how large, which way, how fast. Three methods: `forward` (maps), `loss`, `decode`;
+three more say what a distillation loss may read: `class_logits`, `regression`, `proposals`.
 dims: B scans · N neck channels · H, W cells along y, x · K classes of a task · M objects of a scan
 Source: CenterPoint as in OpenPCDet's CenterHead; the differences are named beside the line.
 """
@@ -14,9 +15,9 @@ from torch.nn import functional as F
 
 import boxes as box_ops
 from config import Config
-from parallel import BatchNorm, mean_over_processes
+from parallel import BatchNorm, at_least_one, mean_over_processes
 
-MAX_OBJECTS = 500  # cells decoded per scan and task
+MAX_CANDIDATES = 500  # cells of a scan and task that are decoded
 
 
 class Geometry(NamedTuple):
@@ -31,7 +32,7 @@ class Geometry(NamedTuple):
 class Detections(NamedTuple):
     """What was found in one scan, best first."""
 
-    boxes: Tensor  # (n, 7) x, y, z centre, length, width, height, yaw
+    boxes: Tensor  # (n, 7) x, y, z centre, length, width, height, yaw; nuScenes (n, 9): and vx, vy in m/s
     scores: Tensor  # (n,) in [0, 1]
     labels: Tensor  # (n,) index into Config.classes
 
@@ -40,22 +41,26 @@ class CenterHead(nn.Module):
     """One shared convolution, then for every task (a group of classes) one small branch per map.
 
     Maps of a task: heatmap (K, logits), center (2, offset inside the cell, in cells), center_z (1, absolute, m),
-    dim (3, log m), rot (2, cos and sin of yaw).
+    dim (3, log m), rot (2, cos and sin of yaw), and with `cfg.velocity` vel (2, m/s).
     """
-
-    MAPS = {"center": 2, "center_z": 1, "dim": 3, "rot": 2}
 
     def __init__(self, cfg: Config, in_channels: int, geometry: Geometry) -> None:
         super().__init__()
         self.cfg, self.geometry = cfg, geometry
+        self.code = {"center": 2, "center_z": 1, "dim": 3, "rot": 2, **({"vel": 2} if cfg.velocity else {})}
         (channels,) = cfg.widths(2, (cfg.head_channels,))
         self.shared = _conv_norm_relu(in_channels, channels)
         self.tasks = nn.ModuleList()
         for classes in cfg.task_classes:
-            maps = {**self.MAPS, "heatmap": len(classes)}
+            maps = {**self.code, "heatmap": len(classes)}
             self.tasks.append(nn.ModuleDict({name: _branch(channels, n) for name, n in maps.items()}))
         for task in self.tasks:
-            # Start from a probability of 0.1 everywhere, so that the first steps are not spent on the background.
+            for name in self.code:  # as published: the box branches start from Kaiming's weights, the heat map from torch's
+                for conv in (task[name][0], task[name][-1]):
+                    nn.init.kaiming_normal_(conv.weight)
+                    nn.init.zeros_(conv.bias)
+            # log(0.1 / 0.9): start from a probability of 0.1 everywhere, so that the first steps are not spent on the
+            # background.
             nn.init.constant_(task["heatmap"][-1].bias, -2.19)
         # label -> (task, class inside the task)
         names = [(t, k, name) for t, classes in enumerate(cfg.task_classes) for k, name in enumerate(classes)]
@@ -72,25 +77,29 @@ class CenterHead(nn.Module):
     def loss(self, maps: list[dict[str, Tensor]], boxes: list[Tensor], labels: list[Tensor]) -> dict[str, Tensor]:
         """Eq. 10's L_cls and gamma * L_reg, summed over tasks: {"cls": scalar, "reg": scalar}.
 
-        boxes: per scan (M, 7); labels: per scan (M,) indices into Config.classes.
+        boxes: per scan (M, 7), or (M, 9) with velocities, where NaN = unknown; labels: per scan (M,) indices into
+        Config.classes.
         """
-        cls, reg = [], []
-        for t, task in enumerate(maps):
-            target = self.targets(t, boxes, labels, task["heatmap"].shape)
-            cls.append(focal_loss(task["heatmap"], target["heatmap"]))
-            predicted = torch.cat([task[name] for name in self.MAPS], dim=1)  # (B, 8, H, W)
-            b, i, j = target["cell"].unbind(1)
-            at_objects = predicted[b, :, i, j]  # (M_task, 8)
-            # Sum over objects / number of objects, per code, then the sum over codes (code weights are all 1).
-            count = mean_over_processes(predicted.new_tensor(float(len(b)))).clamp(min=1)
-            reg.append((at_objects - target["code"]).abs().sum() / count)
-        return {"cls": torch.stack(cls).sum(), "reg": self.cfg.loc_weight * torch.stack(reg).sum()}
+        weight = boxes[0].new_tensor(self.cfg.code_weights)
+        terms = [self.task_loss(t, task, boxes, labels) for t, task in enumerate(maps)]
+        return {"cls": torch.stack([cls for cls, _ in terms]).sum(),
+                "reg": self.cfg.loc_weight * torch.stack([(weight * reg).sum() for _, reg in terms]).sum()}  # fmt: skip
+
+    def task_loss(self, t: int, maps: dict[str, Tensor], boxes: list[Tensor], labels: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The focal loss of one task's heat map, scalar, and the L1 distance of every box code, (8 or 10,), unweighted."""
+        target = self.targets(t, boxes, labels, maps["heatmap"].shape)
+        b, i, j = target["cell"].unbind(1)
+        at_objects = torch.cat([maps[name] for name in self.code], dim=1)[b, :, i, j]  # (M_task, 8 or 10)
+        # An unknown velocity teaches nothing: the prediction stands in for it. (OpenPCDet's mask times NaN is NaN.)
+        code = torch.where(target["code"].isnan(), at_objects.detach(), target["code"])
+        count = at_least_one(mean_over_processes(code.new_tensor(float(len(b)))))
+        return focal_loss(maps["heatmap"], target["heatmap"]), (at_objects - code).abs().sum(dim=0) / count
 
     def targets(self, task: int, boxes: list[Tensor], labels: list[Tensor], shape: torch.Size) -> dict[str, Tensor]:
         """Heat map and box codes of the objects of one task.
 
         Returns heatmap (B, K, H, W) with a Gaussian of peak 1 at every object's cell, cell (M, 3) = (scan, i, j) and
-        code (M, 8) = offset x, y | z | log length, width, height | cos, sin. Objects outside the map are left out.
+        code (M, 8) = offset x, y | z | log length, width, height | cos, sin | (with velocity, M, 10) vx, vy.
         """
         batch, _, height, width = shape
         device = boxes[0].device
@@ -100,11 +109,13 @@ class CenterHead(nn.Module):
                                     for k in range(len(self.cfg.classes))], device=device)  # fmt: skip
         kind = inside_task[label]
         x, y = self.to_cells(box[:, 0], box[:, 1])
+        # DIFFERS: an object whose centre lies outside the map is no target; OpenPCDet moves it to the nearest cell.
         keep = (kind >= 0) & (x >= 0) & (y >= 0) & (x < width) & (y < height)
         scan, box, kind, x, y = scan[keep], box[keep], kind[keep], x[keep], y[keep]
         j, i = x.long(), y.long()  # floor: both are >= 0
         code = torch.stack([x - j, y - i, box[:, 2], *box[:, 3:6].log().unbind(1),
-                            box[:, 6].cos(), box[:, 6].sin()], dim=1)  # fmt: skip
+                            box[:, 6].cos(), box[:, 6].sin(), *box[:, 7 : sum(self.code.values()) - 1].unbind(1)],
+                           dim=1)  # fmt: skip
         radius = self.radius(box)
         heatmap = draw_gaussians(scan * shape[1] + kind, i, j, radius, (batch * shape[1], height, width))
         return {"heatmap": heatmap.view(shape), "cell": torch.stack([scan, i, j], dim=1), "code": code}
@@ -119,8 +130,20 @@ class CenterHead(nn.Module):
         g = self.geometry
         return gaussian_radius(box[:, 3] / g.cell_x, box[:, 4] / g.cell_y).clamp(min=2).long()
 
+    # ------------------------------------------------------------------ what a distillation loss may read
+
+    def class_logits(self, maps: list[dict[str, Tensor]]) -> Tensor:
+        """(B, K, H, W): all tasks' class maps side by side, in the order of the tasks."""
+        return torch.cat([task["heatmap"] for task in maps], dim=1)
+
+    def regression(self, maps: list[dict[str, Tensor]]) -> None:  # noqa: ARG002 (the same call for every head)
+        """None: the paper exempts centre heads from Eq. 9's regression term."""
+        return None
+
     # ------------------------------------------------------------------ inference
 
+    # UNSPECIFIED: the paper's text says the best 100 and no NMS, its frameworks' configs say rotated NMS; ours: NMS.
+    # DIFFERS: OpenPCDet also drops boxes whose centre is outside a second range, on nuScenes ten metres wider.
     @torch.no_grad()
     def decode(self, maps: list[dict[str, Tensor]]) -> list[Detections]:
         """Boxes of every scan, best first, after the score threshold and rotated NMS inside each task."""
@@ -128,10 +151,11 @@ class CenterHead(nn.Module):
         for b in range(len(maps[0]["heatmap"])):
             per_task = []
             for t, task in enumerate(maps):
-                box, score, label, _ = self._best(t, {k: v[b] for k, v in task.items()}, MAX_OBJECTS, peaks=False)
+                # As OpenPCDet: the best cells, peak or not; NMS removes a peak's neighbours.
+                box, score, label, _ = self._best(t, {k: v[b] for k, v in task.items()}, MAX_CANDIDATES, peaks=False)
                 keep = score > self.cfg.score_threshold
                 box, score, label = box[keep], score[keep], label[keep]
-                keep = box_ops.nms(box, score, self.cfg.nms_iou, MAX_OBJECTS)
+                keep = box_ops.nms(box[:, :7], score, self.cfg.nms_iou, self.cfg.max_detections)
                 per_task.append((box[keep], score[keep], label[keep]))
             box, score, label = (torch.cat(part) for part in zip(*per_task, strict=True))
             order = score.argsort(descending=True, stable=True)
@@ -147,21 +171,18 @@ class CenterHead(nn.Module):
         """
         # UNSPECIFIED: what a peak is, how many and above which score. Ours: local maxima of 3 x 3 cells in their own
         # class's map, score above `proposal_score`, the best `proposals` of a scan over all tasks; no NMS.
-        g, regions = self.geometry, []
+        regions = []
         for b in range(len(maps[0]["heatmap"])):
             parts = [self._best(t, {k: v[b] for k, v in task.items()}, limit, peaks=True) for t, task in enumerate(maps)]
             box, value, _, cell = (torch.cat(part) for part in zip(*parts, strict=True))
             best = value.argsort(descending=True, stable=True)[:limit]
             best = best[value[best] > score]
             i, j = cell[best].unbind(1)
-            r = self.radius(box[best])
-            regions.append(torch.stack([
-                torch.full_like(r, b), g.x0 + (j - r) * g.cell_x, g.y0 + (i - r) * g.cell_y,
-                g.x0 + (j + r + 1) * g.cell_x, g.y0 + (i + r + 1) * g.cell_y], dim=1))  # fmt: skip
-        return torch.cat(regions).float()
+            regions.append(gaussian_regions(b, i, j, self.radius(box[best]), self.geometry))
+        return torch.cat(regions)
 
     def _best(self, t: int, task: dict[str, Tensor], limit: int, peaks: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The best cells of one scan and task: boxes (n, 7), scores (n,), labels (n,), cells (n, 2) = i, j."""
+        """The best cells of one scan and task: boxes (n, 7 or 9), scores (n,), labels (n,), cells (n, 2) = i, j."""
         heat = task["heatmap"].sigmoid()  # (K, H, W)
         if peaks:
             heat = torch.where(heat == F.max_pool2d(heat, 3, 1, 1), heat, 0.0)
@@ -169,11 +190,11 @@ class CenterHead(nn.Module):
         score, flat = heat.flatten().topk(min(limit, heat.numel()))
         kind, cell = flat // (height * width), flat % (height * width)
         i, j = cell // width, cell % width
-        code = torch.cat([task[name] for name in self.MAPS])[:, i, j].T  # (n, 8)
+        code = torch.cat([task[name] for name in self.code])[:, i, j].T  # (n, 8 or 10)
         g = self.geometry
         box = torch.cat([
             (g.x0 + (j + code[:, 0]) * g.cell_x)[:, None], (g.y0 + (i + code[:, 1]) * g.cell_y)[:, None], code[:, 2:3],
-            code[:, 3:6].clamp(-5, 5).exp(), torch.atan2(code[:, 7:8], code[:, 6:7])], dim=1)  # fmt: skip
+            code[:, 3:6].clamp(max=20).exp(), torch.atan2(code[:, 7:8], code[:, 6:7]), code[:, 8:]], dim=1)  # fmt: skip
         label = torch.tensor([self.label[t, k] for k in range(classes)], device=heat.device)[kind]
         return box, score, label, torch.stack([i, j], dim=1)
 
@@ -184,12 +205,7 @@ def _conv_norm_relu(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 def _branch(channels: int, out_channels: int) -> nn.Sequential:
-    branch = nn.Sequential(*_conv_norm_relu(channels, channels), nn.Conv2d(channels, out_channels, 3, padding=1))
-    for layer in branch:
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight)
-            nn.init.zeros_(layer.bias)
-    return branch
+    return nn.Sequential(*_conv_norm_relu(channels, channels), nn.Conv2d(channels, out_channels, 3, padding=1))
 
 
 # ------------------------------------------------------------------ pure functions
@@ -205,8 +221,15 @@ def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
     at_peak = (1 - p).square() * p.log()
     elsewhere = p.square() * (1 - p).log() * (1 - target).pow(4)
     total = -torch.where(peak, at_peak, elsewhere).sum()
-    count = mean_over_processes(peak.sum().to(total.dtype))
-    return total / torch.where(count > 0, count, torch.ones_like(count))
+    return total / at_least_one(mean_over_processes(peak.sum().to(total.dtype)))
+
+
+def gaussian_regions(scan: int, i: Tensor, j: Tensor, radius: Tensor, geometry: Geometry) -> Tensor:
+    """Squares of 2r + 1 cells around cells (i, j) of one scan: (n, 5) = scan, x0, y0, x1, y1 in metres, float32."""
+    g = geometry
+    return torch.stack([
+        torch.full_like(i, scan), g.x0 + (j - radius) * g.cell_x, g.y0 + (i - radius) * g.cell_y,
+        g.x0 + (j + radius + 1) * g.cell_x, g.y0 + (i + radius + 1) * g.cell_y], dim=1).float()  # fmt: skip
 
 
 def gaussian_radius(length: Tensor, width: Tensor, overlap: float = 0.1) -> Tensor:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from config import ArgumentParser, InputError, run_cli
+from cli import ArgumentParser, InputError, run_cli
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -238,17 +238,22 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
 
 
 def _series(runs: list[list[dict[str, Any]]], kind: str, keys: Sequence[str]) -> np.ndarray:
-    """The sum of `keys` over one label's runs (seeds): (S, 5) step, mean minutes, mean, lowest, highest."""
-    found: dict[float, dict[int, tuple[float, float]]] = {}  # step -> run -> (minutes, value)
-    for n, records in enumerate(runs):
+    """The sum of `keys` over one label's runs (seeds): (S, 5) step, minutes, mean, lowest, highest.
+
+    Row k is the runs' k-th record: their steps differ when they were trained for equal time.
+    """
+    found = []
+    for records in runs:
+        points = []
         for r in records:
             values = [r[key] for key in keys if r.get(key) is not None]
             if r["kind"] == kind and values:
-                found.setdefault(r["step"], {})[n] = (r.get("seconds", np.nan) / 60, sum(values))
+                points.append((r["step"], r.get("seconds", np.nan) / 60, sum(values)))
+        found.append(points)
     rows = []
-    for step in sorted(found):
-        minutes, value = np.array(list(found[step].values())).T
-        rows.append((step, minutes.mean(), value.mean(), value.min(), value.max()))
+    for k in range(max(map(len, found), default=0)):
+        step, minutes, value = np.array([points[k] for points in found if k < len(points)]).T
+        rows.append((step.mean(), minutes.mean(), value.mean(), value.min(), value.max()))
     return np.array(rows).reshape(-1, 5)
 
 

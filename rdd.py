@@ -2,13 +2,22 @@
 
 A compact student cannot copy its teacher everywhere. RDD looks where either of the two believes an object is, measures
 how far their features disagree there (the representation disparity), keeps the disparate regions, and pulls the
-student's features and class scores towards the teacher's in those only.
+student's features and class scores towards the teacher's in those only. With the default settings, one step is:
+
+    1. Teacher and student each name up to 50 squares of the map where they suspect an object.
+    2. From each square a 7 x 7 patch is cut out of both feature maps; psi, a 1x1 convolution that is trained along,
+       brings the student's to the teacher's number of channels.
+    3. d = Euclidean distance of the two patches: the disparity.
+    4. The 60 % of squares with the largest d are kept.
+    5. In those, d and the difference of the class probabilities are lowered, beside the ordinary detection loss.
+
+The paper derives this from mutual information; there I := -d, and step 4 solves its inner problem:
 
     proposals of teacher (M) and student (N) -> M + N region pairs (R^S, R^T), the same place in both
     Eq. 2 normalise -> Eq. 3 I(R^S; R^T) per pair -> Eq. 5 m* by selection -> Eq. 8 L_feat, Eq. 9 L_logit -> Eq. 10
 
 One function per equation, in their order; `RDD`, at the end, runs them. The paper leaves much open: every choice is
-tagged UNSPECIFIED beside its line, and the alternatives are fields of `Config`.
+tagged UNSPECIFIED beside its line, and the alternatives are fields of `Config`. Teacher and psi are thrown away afterwards.
 dims: B scans · R = M + N region pairs · C neck channels · K classes · S x S cells of a cropped region
 `_s` student, `_t` teacher. Regions are (R, 5): scan, x0, y0, x1, y1 in METRES, so that the two grids may differ.
 """
@@ -20,7 +29,7 @@ from torch.nn import functional as F
 from config import Config
 from detector import Output
 from heads import Geometry
-from parallel import BatchNorm, mean_over_processes
+from parallel import BatchNorm, at_least_one, mean_over_processes
 
 
 def bilateral_regions(out_s: Output, out_t: Output, score: float, limit: int) -> tuple[Tensor, Tensor]:
@@ -38,6 +47,7 @@ def roi_align(maps: Tensor, regions: Tensor, geometry: Geometry, size: int) -> T
 
     RoI Align with one sample a bin. Outside the map its border value counts. Gradients reach the maps, not the regions.
     """
+    # UNSPECIFIED: the size of a region and its sampling. Ours: 7 x 7 bins (SparseKD's), one bilinear sample in each.
     _, channels, height, width = maps.shape
     scan, x0, y0, x1, y1 = regions.unbind(1)
     bins = (torch.arange(size, device=maps.device, dtype=regions.dtype) + 0.5) / size  # (S,) in (0, 1)
@@ -45,7 +55,8 @@ def roi_align(maps: Tensor, regions: Tensor, geometry: Geometry, size: int) -> T
     x = ((x0[:, None] + (x1 - x0)[:, None] * bins) - geometry.x0) / (geometry.cell_x * width) * 2 - 1  # (R, S)
     y = ((y0[:, None] + (y1 - y0)[:, None] * bins) - geometry.y0) / (geometry.cell_y * height) * 2 - 1
     grid = torch.stack([x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], dim=-1)  # (R, S, S, 2)
-    out = maps.new_zeros(len(regions), channels, size, size)
+    # Zeros that hang on the maps: without regions too, every process runs the same backward pass.
+    out = 0 * maps[:1, :, :1, :1].expand(len(regions), -1, size, size)
     for b in range(len(maps)):  # grid_sample wants one grid a map: stack a scan's regions on top of each other
         mine = (scan == b).nonzero()[:, 0]
         if len(mine):
@@ -63,8 +74,9 @@ def normalise(region: Tensor, kind: str, axis: str = "channel", tau: float = 4.0
     none         the features as they are
     standardise  zero mean and unit norm over the whole region: then d^2 = 2 (1 - rho), rho the correlation of the pair
     """
-    # UNSPECIFIED: the softmax as printed shrinks both losses below 1 % of the detection gradient (LOG.md). It stays
-    # selectable; the default is chosen by what the student gains.
+    # UNSPECIFIED: with the softmax as printed the gradient of L_feat is below 1 % of the detection loss's (LOG.md). It
+    # stays selectable; the default takes the features as they are.
+    # UNSPECIFIED: the axis of the softmax. Channels is what Eq. 2's index says; the group's earlier code has cells.
     if kind == "softmax" and axis == "channel":
         return (region / tau).softmax(dim=1)
     if kind == "softmax":
@@ -76,8 +88,13 @@ def normalise(region: Tensor, kind: str, axis: str = "channel", tau: float = 4.0
 
 
 def disparity(region_s: Tensor, region_t: Tensor) -> Tensor:
-    """d_i = || Rhat_i^S - Rhat_i^T ||_2 over the whole region: (R,). The distance of Eq. 8, unsquared as printed."""
+    """d_i = || Rhat_i^S - Rhat_i^T ||_2: (R,). The distance of Eq. 8, unsquared as printed."""
+    # UNSPECIFIED: over what the norm runs. Ours: all channels and cells of a region at once, not cell by cell.
     return torch.linalg.vector_norm((region_s - region_t).flatten(1), dim=1)  # its gradient at 0 is 0, not NaN
+
+
+# Eq. 3 to 7 as the paper writes them. Training needs `information` and `solve_selection` only; the sums are here to be
+# read, and tests hold the closed forms against them.
 
 
 def information(region_s: Tensor, region_t: Tensor, estimator: str) -> Tensor:
@@ -108,7 +125,8 @@ def inner_objective(m: Tensor, info: Tensor, lam: float | Tensor) -> Tensor:
 def solve_selection(info: Tensor, scan: Tensor, rule: str, lam: float, fraction: float) -> Tensor:
     """Eq. 5: m* = argmin of `inner_objective`, clipped to [0, 1]; (R,) weights. Solved in closed form, every step (Eq. 6).
 
-    threshold  Eq. 5 as it stands: it is linear in m, so m_i* = 1[I_i + lambda <= 0] = 1[d_i >= lambda]
+    threshold  Eq. 5 as it stands: each m_i (I_i + lambda) is smallest at m_i = 1 if I_i + lambda <= 0, else at 0; so
+               m_i* = 1[d_i >= lambda]
     relative   the same with lambda in units of the mean d of the pair's scan
     top        the same with, in each scan, the lambda that keeps this fraction of its pairs, the most disparate
     soft       one projected gradient step of size 1/lambda from m = 1: m_i = clip(d_i / lambda)
@@ -150,10 +168,11 @@ def logit_loss(p_cls_s: Tensor, p_cls_t: Tensor, m: Tensor, reduce: str,
                p_reg_s: Tensor | None = None, p_reg_t: Tensor | None = None) -> Tensor:  # fmt: skip
     """Eq. 9: L_logit = 1/(M+N) sum_i m_i* (||p_cls^S - p_cls^T||_1 + ||p_reg^S - p_reg^T||_1).
 
-    p_cls: (R, K, S, S) class probabilities over the region; p_reg likewise, None for centre heads as the paper says.
-    reduce: the 1-norm's "sum" over K x S x S values, or their "mean".
+    p_cls: (R, K, S, S) class probabilities over the region; p_reg: (R, 7) box codes, None for centre heads as the paper
+    says. reduce: the 1-norm's "sum" over a region's values, or their "mean".
     """
-    # UNSPECIFIED: over what a centre head's p_cls is taken, sum or mean; it changes alpha2 by K*S*S = 147.
+    # UNSPECIFIED: over what a centre head's p_cls is taken: here the probabilities of the whole region (or at its peak);
+    # and whether the norm is the printed sum or a mean, which changes alpha2 by K*S*S = 147.
     distance = (p_cls_s - p_cls_t).abs().flatten(1)
     per_pair = distance.mean(dim=1) if reduce == "mean" else distance.sum(dim=1)
     if p_reg_s is not None:
@@ -162,9 +181,24 @@ def logit_loss(p_cls_s: Tensor, p_cls_t: Tensor, m: Tensor, reduce: str,
     return (m * per_pair).sum() / _pairs(per_pair)
 
 
+def box_codes(out_s: Output, out_t: Output, regions: Tensor, side: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """p_reg^S and p_reg^T of Eq. 9: (R, 7) box codes of the anchor behind each region; None, None for centre heads."""
+    if out_s.regression is None or out_t.regression is None:
+        return None, None
+    # UNSPECIFIED: where p_reg is read. Ours: at the region's centre, of the anchor that the proposing side scores highest;
+    # the cell's other anchors stand for no object, and what they predict was never trained.
+    codes_s, codes_t = (roi_align(out.regression, regions, out.geometry, 1).unflatten(1, (-1, 7)).flatten(2)
+                        for out in (out_s, out_t))  # (R, A, 7)  # fmt: skip
+    anchors = codes_s.shape[1]
+    best_s, best_t = (roi_align(out.class_logits.detach(), regions, out.geometry, 1).unflatten(1, (anchors, -1))
+                      .flatten(2).amax(dim=2).argmax(dim=1) for out in (out_s, out_t))  # (R,)  # fmt: skip
+    row, anchor = torch.arange(len(regions), device=regions.device), torch.where(side == 0, best_t, best_s)
+    return codes_s[row, anchor], codes_t[row, anchor]
+
+
 def _pairs(per_pair: Tensor) -> Tensor:
     """M + N, counted over all processes and at least 1."""
-    return mean_over_processes(per_pair.new_tensor(float(len(per_pair)))).clamp(min=1)
+    return at_least_one(mean_over_processes(per_pair.new_tensor(float(len(per_pair)))))
 
 
 def total_loss(detection: dict[str, Tensor], distillation: dict[str, Tensor]) -> Tensor:
@@ -208,8 +242,7 @@ class RDD(nn.Module):
 
         size = 1 if cfg.p_cls == "peak" else cfg.roi_size
         p_cls_s, p_cls_t = (roi_align(out.class_logits.sigmoid(), regions, out.geometry, size) for out in (out_s, out_t))
-        p_reg_s, p_reg_t = (None if out.regression is None else roi_align(out.regression, regions, out.geometry, size)
-                            for out in (out_s, out_t))  # fmt: skip
+        p_reg_s, p_reg_t = box_codes(out_s, out_t, regions, side)
         terms = {"feat": cfg.alpha1 * feature_loss(d, m),
                  "logit": cfg.alpha2 * logit_loss(p_cls_s, p_cls_t, m, cfg.p_cls, p_reg_s, p_reg_t)}  # fmt: skip
         return terms, {"regions": regions, "side": side, "d": d.detach(), "m": m}
@@ -239,10 +272,13 @@ def summary(seen: dict[str, Tensor]) -> dict[str, float]:
     return log
 
 
-def gradient_norms(terms: dict[str, Tensor], neck: Tensor) -> dict[str, float]:
-    """Norm of each term's gradient on the student's neck: how hard each pulls. Share = norm / detection's norm."""
+def gradient_norms(terms: dict[str, Tensor], neck: Tensor, scale: float = 1.0) -> dict[str, float]:
+    """Norm of each term's gradient on the student's neck: how hard each pulls. Share = norm / detection's norm.
+
+    scale: the loss scale of mixed precision, without which small gradients vanish in float16.
+    """
     norms = {}
     for name, term in terms.items():
-        (grad,) = torch.autograd.grad(term, neck, retain_graph=True, allow_unused=True)
-        norms[name] = 0.0 if grad is None else float(torch.linalg.vector_norm(grad))
+        (grad,) = torch.autograd.grad(term * scale, neck, retain_graph=True, allow_unused=True)
+        norms[name] = 0.0 if grad is None else float(torch.linalg.vector_norm(grad.float())) / scale
     return norms

@@ -20,9 +20,11 @@ import torch
 from torch import nn
 
 import parallel
-from config import Config, InputError, to_json
-from detector import Detector, load_weights, read_checkpoint, save_checkpoint
+from cli import InputError
+from config import Config, to_json
+from detector import Detector
 from evaluate import evaluate_detector, headline
+from weights import load_weights, read_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
     from data.kitti import Kitti
@@ -64,12 +66,13 @@ class RunFolder:
         if changed:
             k = changed[0]
             raise InputError(f"{self.path} holds a run with {k} = {before.get(k)}, this one has {now[k]}; choose another "
-                             "--name, or delete the folder")  # fmt: skip
+                             f"--name or --runs, or delete the folder; to keep a trained teacher: --teacher {last}")  # fmt: skip
         load_weights(self.student, content["model"], last)
         if self.distil is not None:
             load_weights(self.distil, content["distil"], last)
         self.optimizer.load_state_dict(content["optimizer"])
-        self.scaler.load_state_dict(content["scaler"])
+        if content["scaler"]:  # empty when the run began without mixed precision
+            self.scaler.load_state_dict(content["scaler"])
         self.seconds, self.best = content["seconds"], content["best"]
         if parallel.rank() == 0:
             self._forget_after(content["step"])
@@ -84,10 +87,16 @@ class RunFolder:
         (self.path / "metrics.jsonl").write_text("")
 
     def _forget_after(self, step: int) -> None:
-        """Drop log lines of steps that were done after the checkpoint and will be done again."""
+        """Drop log lines of steps that were done after the checkpoint and will be done again, and a line cut in two."""
         path = self.path / "metrics.jsonl"
-        lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        path.write_text("".join(line + "\n" for line in lines))
+        kept = []
+        for line in path.read_text().splitlines() if path.is_file() else []:
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except json.JSONDecodeError:  # the process was killed, or the disk full, in the middle of it
+                continue
+        path.write_text("".join(kept))
 
     def log(self, kind: str, record: dict[str, Any], seconds: float) -> None:
         if parallel.rank() == 0:

@@ -3,9 +3,9 @@
     python table.py                    rewrite the README's tables from results/
     python table.py --check            fail when the README is out of step with results/ or with the code's tags
 
-A table stands between `<!-- table NAME -->` and `<!-- end -->`. NAME demo: all runs of results/demo; NAME readings: what
-the code tags UNSPECIFIED (the paper is silent, this is our choice) or DIFFERS (the paper, or its reference, does
-something else).
+A table stands between `<!-- table NAME -->` and `<!-- end -->`. NAME demo: all runs of results/demo; sheet:
+results/sheet.json, as `detector.py sheet --json` wrote it; readings: what the code tags UNSPECIFIED (the paper is silent,
+this is our choice) or DIFFERS (the paper, or its reference, does something else).
 """
 
 import json
@@ -14,7 +14,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from config import ArgumentParser, InputError, run_cli
+from cli import ArgumentParser, InputError, run_cli
 
 ROOT = Path(__file__).parent
 CLASSES = ("Car", "Pedestrian", "Cyclist")
@@ -88,9 +88,16 @@ def readings_table() -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
+def sheet_table() -> str:
+    from sheet import markdown
+
+    return markdown(json.loads((ROOT / "results" / "sheet.json").read_text()))
+
+
 def fill(readme: str) -> str:
     """The README's text with every table made anew."""
-    tables = {"demo": lambda: demo_table(read_results(ROOT / "results" / "demo")), "readings": readings_table}
+    tables = {"demo": lambda: demo_table(read_results(ROOT / "results" / "demo")), "readings": readings_table,
+              "sheet": sheet_table}  # fmt: skip
 
     def table(match: re.Match) -> str:
         if match[1] not in tables:

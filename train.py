@@ -19,32 +19,16 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config import (
-    DATA,
-    DEFAULT_PAIR,
-    DISTIL,
-    MODEL,
-    OPTIM,
-    PRESETS,
-    READINGS,
-    RUN,
-    ArgumentParser,
-    Config,
-    InputError,
-    add_options,  # fmt: skip
-    did_you_mean,
-    from_json,
-    override,
-    preset,
-    run_cli,
-    show,
-)
+from cli import ArgumentParser, InputError, did_you_mean, run_cli
+from config import DATA, DISTIL, MODEL, OPTIM, RUN, Config, add_options, from_json, override, show
+from presets import DEFAULT_PAIR, PRESETS, READINGS, preset
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from data.kitti import Kitti
     from detector import Detector
+    from rdd import RDD
 
 DEFAULT = "(default)"
 DEFAULT_ROOT = {"sim": Path("datasets/sim-kitti"), "kitti": Path("datasets/kitti")}
@@ -66,7 +50,7 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
     import parallel
     from data.batch import TrainingFrames, report_dropped, steps_per_epoch, training_batches
     from detector import build
-    from rdd import RDD, gradient_norms, summary, total_loss
+    from rdd import gradient_norms, summary, total_loss
     from runs import RunFolder
 
     rank, world, device = parallel.start()
@@ -74,11 +58,7 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
         raise InputError(f"--batch-size {cfg.batch_size}: expected a multiple of the {world} processes")
     frames, validation = open_data(cfg, "train"), open_data(cfg, "val")
     student = build(cfg).to(device)
-    distil = None
-    if teacher is not None and cfg.method == "rdd":
-        # The teacher stays outside the student: frozen, in eval mode, never in the checkpoint.
-        teacher = teacher.to(device).eval().requires_grad_(False)
-        distil = RDD.seeded(cfg, student.backbone.out_channels, teacher.backbone.out_channels).to(device)
+    distil = start_distilling(cfg, student, teacher, device)
     shared_input = distil is not None and teacher.shares_input(student)
 
     parameters = list(student.parameters()) + (list(distil.parameters()) if distil else [])
@@ -93,14 +73,14 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
     student.train()
     batches = training_batches(TrainingFrames(frames, cfg, object_database(cfg, frames)), step, stop, workers, rank, world)
     bar = tqdm(batches, total=last_step, initial=step, desc=folder.name, unit="step", disable=rank > 0, dynamic_ncols=True)
-    began, told = time.perf_counter(), set()
+    began, reported = time.perf_counter(), set()
     for batch in bar:
-        report_dropped(batch, told)
+        report_dropped(batch, reported)
         lr, beta1 = one_cycle(step, last_step, cfg.lr)
         for group in optimizer.param_groups:
             group["lr"], group["betas"] = lr, (beta1, 0.99)
 
-        batch, seen, distillation = batch.to(device), {}, {}
+        batch, pairs, distillation = batch.to(device), {}, {}
         with torch.autocast(device.type, dtype=torch.float16, enabled=scaler.is_enabled()):
             x = student.prepare(batch)
             if distil is not None:
@@ -109,16 +89,16 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
             out_s = student(x)
             detection = student.loss(out_s, batch)
             if distil is not None:
-                distillation, seen = distil(out_s, out_t)
+                distillation, pairs = distil(out_s, out_t)
             loss = total_loss(detection, distillation)
         check_finite({**detection, **distillation}, batch.ids, step)
 
         log_now = step % cfg.log_every == 0 or step + 1 == last_step
         # Which term pulls how hard on the student's neck: ten times a run, because it costs extra backward passes.
-        shares = {}
+        pulls = {}
         if distil is not None and step % max(1, last_step // 10) == 0:
-            pulls = gradient_norms({"detection": total_loss(detection, {}), **distillation}, out_s.neck)
-            shares = {f"pull_{name}": value for name, value in pulls.items()}
+            terms = {"detection": total_loss(detection, {}), **distillation}
+            pulls = {f"pull_{k}": v for k, v in gradient_norms(terms, out_s.neck, scaler.get_scale()).items()}
 
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
@@ -129,10 +109,10 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
         scaler.update()
         step += 1
 
-        if log_now or shares:
+        if log_now or pulls:
             terms = {k: float(parallel.mean_over_processes(v)) for k, v in {**detection, **distillation}.items()}
             record = {"step": step, "epoch": step / per_epoch, "loss": sum(terms.values()), **terms, "lr": lr,
-                      "grad_norm": float(norm), **shares, **(summary(seen) if seen else {})}  # fmt: skip
+                      "grad_norm": float(norm), **pulls, **(summary(pairs) if pairs else {})}  # fmt: skip
             run.log("train", record, run.seconds + time.perf_counter() - began)
             bar.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
         epoch_ends = step % per_epoch == 0
@@ -143,6 +123,25 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
             run.save(step)
             began = time.perf_counter()
     return student.eval()
+
+
+def start_distilling(cfg: Config, student: "Detector", teacher: "Detector | None", device: Any) -> "RDD | None":
+    """The distillation loss with its trainable layers, or None without one; another method is added here.
+
+    The teacher stays outside the student: frozen, in eval mode, never in the checkpoint.
+    """
+    if teacher is None:
+        return None
+    teacher.to(device).eval().requires_grad_(False)
+    if cfg.inherit:
+        from weights import inherit
+
+        inherit(student, teacher)
+    if cfg.method == "none":
+        return None
+    from rdd import RDD
+
+    return RDD.seeded(cfg, student.backbone.out_channels, teacher.backbone.out_channels).to(device)
 
 
 def one_cycle(step: int, steps: int, peak: float, warm: float = 0.4, start: float = 10, end: float = 1e5) -> tuple[float, float]:
@@ -160,7 +159,7 @@ def check_finite(terms: dict[str, "Tensor"], ids: list[str], step: int) -> None:
     """Stop at the first loss that is NaN or infinite; weights and checkpoint are still those before it."""
     for name, value in terms.items():
         if not value.isfinite():
-            raise InputError(f"step {step}: loss term {name!r} is {float(value)} on frames {', '.join(ids)}; the last "
+            raise InputError(f"step {step}: loss term {name!r} is {float(value.detach())} on frames {', '.join(ids)}; the last "
                              "checkpoint is intact. Halve --lr, or look at these frames with plot.py")  # fmt: skip
 
 
@@ -168,9 +167,18 @@ def check_finite(terms: dict[str, "Tensor"], ids: list[str], step: int) -> None:
 
 
 def open_data(cfg: Config, split: str) -> "Kitti":
-    """The data set a config names; `split` is train or val, or both are the frames the user chose."""
-    from data.kitti import Kitti
+    """The data set a config names; `split` is train or val, or both are the frames the user chose.
 
+    Raises InputError when the config was made for other data.
+    """
+    from data.kitti import Kitti
+    from data.kitti_files import TYPES
+
+    unknown = [name for name in cfg.classes if name not in TYPES]
+    if unknown or cfg.point_features > 4:
+        found = f"class {unknown[0]!r}{did_you_mean(unknown[0], TYPES)}" if unknown else f"{cfg.point_features} values"
+        raise InputError(f"preset {cfg.preset} does not fit {cfg.root}: expected KITTI's types and 4 values a point; it has"
+                         f" {found}")  # fmt: skip
     return Kitti(cfg.root, split, cfg.frames, cfg.fov_only)
 
 
@@ -197,12 +205,16 @@ def object_database(cfg: Config, frames: "Kitti") -> Any:
 def prepare_data(cfg: Config, workers: int) -> Config:
     """Fill in the root, and make the simulated set if it is what is asked for and is not there."""
     if cfg.data == "sim":
-        from data.simulate import simulate
+        import parallel
 
+        parallel.start()
         root = Path(cfg.root) if cfg.root else DEFAULT_ROOT["sim"]
-        if not (root / "ImageSets" / "val.txt").is_file():
+        if parallel.rank() == 0 and not (root / "ImageSets" / "val.txt").is_file():
+            from data.simulate import simulate
+
             print(f"no data in {root}: simulating it (pass --data kitti --root DIR for real data)")
             simulate(root, workers=workers)
+        parallel.wait_for_all()
         return replace(cfg, root=str(root))
     return replace(cfg, root=cfg.root or str(DEFAULT_ROOT[cfg.data]))
 
@@ -211,19 +223,19 @@ def prepare_data(cfg: Config, workers: int) -> Config:
 
 
 def resolve(value: str, which: int, data: str) -> tuple[Config, Path | None]:
-    """What --teacher / --student names: its config, and its checkpoint if it is one."""
+    """What --teacher / --student names: its config, and its checkpoint if it is one. `data` "": the simulated set."""
     if value == DEFAULT:
-        return preset(DEFAULT_PAIR[data][which]), None
+        value = DEFAULT_PAIR[data or "sim"][which]
     if value.endswith(".pt") or os.sep in value:
-        from detector import read_checkpoint
+        from weights import read_checkpoint
 
         return from_json(read_checkpoint(value)["config"]), Path(value)
-    return preset(value), None
+    return replace(preset(value, data or "sim"), data=data or "sim"), None
 
 
 def check_pair(teacher: Config, student: Config) -> None:
     """A student learns class maps from its teacher: both must mean the same by them. Raises InputError."""
-    for name in ("classes", "task_classes", "point_features"):
+    for name in ("head", "classes", "task_classes", "point_features"):
         if getattr(teacher, name) != getattr(student, name):
             raise InputError(f"teacher {teacher.preset} and student {student.preset} differ in {name}: "
                              f"{getattr(teacher, name)} and {getattr(student, name)}")  # fmt: skip
@@ -238,7 +250,7 @@ def parser() -> ArgumentParser:
     p = ArgumentParser(prog="train.py", description=__doc__, epilog="presets: " + ", ".join(PRESETS))
     p.add_argument("--teacher", nargs="?", const=DEFAULT, metavar="PRESET|CHECKPOINT", help="the detector to learn from")
     p.add_argument("--student", nargs="?", const=DEFAULT, metavar="PRESET|CHECKPOINT",
-                   help="the detector to train; a checkpoint continues or repeats its run's config")  # fmt: skip
+                   help="the detector to train; of a checkpoint, its config is taken (the run of the same name goes on)")
     p.add_argument("--reading", choices=list(READINGS), default="default",
                    help="how the paper's silences are read: printed = as printed [default]")  # fmt: skip
     p.add_argument("--teacher-epochs", type=int, metavar="X", help="epochs of a teacher that is trained first [--epochs]")
@@ -256,8 +268,8 @@ def main() -> None:
     given = {f.name: args[f.name] for f in fields(Config) if f.name in args}
     if args["teacher"] is None and args["student"] is None:
         raise InputError("nothing to train: give --teacher, --student or both (see --help)")
-    data = given.get("data", "sim")
-    if data not in DEFAULT_PAIR:
+    data = given.get("data", "")
+    if data and data not in DEFAULT_PAIR:
         raise InputError(f"--data: unknown data set {data!r}{did_you_mean(data, DEFAULT_PAIR)}")
 
     # Data, optimisation and run options hold for both; model and distillation options are the student's.
@@ -266,13 +278,14 @@ def main() -> None:
     cfg_t = checkpoint = cfg_s = None
     if args["teacher"] is not None:
         cfg_t, checkpoint = resolve(args["teacher"], 0, data)
-        cfg_t = override(cfg_t, {**(common if args["student"] else given), "data": data, "method": "none"})
-        if args["teacher_epochs"]:
-            cfg_t = override(cfg_t, {"epochs": args["teacher_epochs"]})
+        if checkpoint is None:  # a trained teacher stays what it was trained as
+            cfg_t = override(cfg_t, {**(common if args["student"] else given), "method": "none"})
+            if args["teacher_epochs"]:
+                cfg_t = override(cfg_t, {"epochs": args["teacher_epochs"]})
     if args["student"] is not None:
-        cfg_s, _ = resolve(args["student"], 1, data)
+        cfg_s, _ = resolve(args["student"], 1, data or (cfg_t.data if cfg_t else ""))
         method = {} if cfg_t is not None else {"method": "none"}
-        cfg_s = override(cfg_s, {**READINGS[args["reading"]], **method, "data": data, **given})
+        cfg_s = override(cfg_s, {**READINGS[args["reading"]], **method, **given})
         if cfg_s.method != "none" and cfg_t is None:
             raise InputError(f"--method {cfg_s.method}: needs a --teacher to learn from")
         if cfg_t is not None:
@@ -285,8 +298,8 @@ def main() -> None:
 
 def run_jobs(cfg_t: Config | None, checkpoint: Path | None, cfg_s: Config | None, args: dict[str, Any]) -> None:
     """Teacher (loaded, or trained first), its AP, then the student."""
-    from detector import load_detector
     from evaluate import evaluate_detector, headline
+    from weights import load_detector
 
     base = prepare_data(cfg_s or cfg_t, args["workers"])
     teacher = None

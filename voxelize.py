@@ -31,6 +31,7 @@ class Grid:
 
     point_range: tuple[float, float, float, float, float, float]  # x0, y0, z0, x1, y1, z1 in metres
     voxel_size: tuple[float, float, float]  # x, y, z in metres
+    any_height: bool = False  # points above the grid belong to its top layer, those below to its lowest one
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -104,10 +105,12 @@ def cell_keys(points: Tensor, grid: Grid, batch_size: int) -> tuple[Tensor, Tens
     shape = torch.tensor(grid.shape[::-1], device=points.device)  # W, H, D
     cell = ((points[:, 1:4].float() - low) / size).floor()  # float32, as the reference
     # compared as floats: a huge coordinate has no int, and a NaN compares false
-    inside = ((cell >= 0) & (cell < shape)).all(1) & points.isfinite().all(1)
+    inside = (cell >= 0) & (cell < shape)
+    inside = inside[:, : 2 if grid.any_height else 3].all(1) & points.isfinite().all(1)
     point = inside.nonzero()[:, 0]
     x, y, z = cell[point].long().unbind(1)
     depth, height, width = grid.shape
+    z = z.clamp(0, depth - 1)  # does nothing unless any_height
     return point, ((scan[point].long() * depth + z) * height + y) * width + x
 
 

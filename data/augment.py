@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from boxes import overlap_bev, points_in_boxes, wrap_angle
-from config import InputError
+from cli import InputError
 from data import Frame
 
 
@@ -140,7 +140,8 @@ def paste(frame: Frame, rng: np.random.Generator, database: ObjectDatabase, coun
     scene's own points inside a pasted box are removed: the object would have hidden them.
     """
     # DIFFERS: OpenPCDet's KITTI configs also shift an object to its new scene's ground, with road planes that are no
-    # part of KITTI. Here it keeps its height, as in OpenPCDet without the planes.
+    # part of KITTI. Here it keeps its height, as in OpenPCDet without the planes. Of two pasted objects that overlap the
+    # first stays; there both go.
     wanted = [k for name, count in counts.items() for k in _draw(rng, database, name, count - frame.names.count(name))]
     every = torch.from_numpy(np.concatenate([frame.boxes, database.boxes[wanted]]).astype(np.float64))
     clash = (overlap_bev(every, every) > 0).numpy()

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from config import Config, InputError
+from cli import InputError
+from config import Config
 from data import Frame
 from data.augment import ObjectDatabase, augment
 from data.kitti import Kitti
@@ -72,7 +73,10 @@ class TrainingFrames(Dataset):
         cfg, frame = self.cfg, self.frames[index]
         rng = np.random.default_rng((cfg.seed, epoch, index))
         paste = dict(zip(cfg.classes, cfg.paste, strict=True)) if self.database else {}
-        return augment(frame, rng, self.database, paste, cfg.flip, cfg.rotation, (1 - cfg.scaling, 1 + cfg.scaling))
+        frame = augment(frame, rng, self.database, paste, cfg.flip, cfg.rotation, (1 - cfg.scaling, 1 + cfg.scaling))
+        if cfg.max_points or cfg.max_voxels:  # these keep the first ones: it must not be pasted objects that are cut
+            frame = replace(frame, points=rng.permutation(frame.points))
+        return frame
 
 
 def steps_per_epoch(frames: int, batch_size: int) -> int:

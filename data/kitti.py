@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config import ArgumentParser, InputError, did_you_mean, run_cli
+from cli import ArgumentParser, InputError, did_you_mean, run_cli
 from data import Frame
 from data.kitti_files import (  # noqa: F401 (whoever wants KITTI finds all of it here)
     TYPES,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config import InputError, did_you_mean
+from cli import InputError, did_you_mean
 
 TYPES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc", "DontCare")
 COLUMNS = (

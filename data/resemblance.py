@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config import ArgumentParser, InputError
+from cli import ArgumentParser, InputError
 from data.kitti import Kitti
 from data.scanner import HDL64E
 

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config import ArgumentParser, InputError, run_cli
+from cli import ArgumentParser, InputError, run_cli
 from data.kitti_files import (
     Calibration,
     Objects,

@@ -25,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 import boxes
-from config import InputError, did_you_mean
+from cli import InputError, did_you_mean
 from data.kitti_files import Objects
 
 CLASSES = ("Car", "Pedestrian", "Cyclist")

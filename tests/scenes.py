@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from config import Config, preset
+from config import Config
 from data import Frame
+from presets import preset
 
 
 def tiny_config(**changes) -> Config:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely.geometry import Polygon
 
-from config import InputError
+from cli import InputError
 from data import Frame
 from data.augment import ObjectDatabase, augment, flip_y, paste, rotate, scale
 

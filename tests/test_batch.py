@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from config import InputError
+from cli import InputError
 from data import Frame
 from data.batch import TrainingFrames, collate, report_dropped, steps_per_epoch, training_batches
 from tests.scenes import tiny_config, tiny_frame, tiny_frames

@@ -9,25 +9,69 @@ from pathlib import Path
 import pytest
 
 import config
-from config import ArgumentParser, Config, InputError, add_options, from_json, override, preset, to_json
+import presets
+from cli import ArgumentParser, InputError
+from config import Config, add_options, from_json, override, to_json
+from presets import preset
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("name", config.PRESETS)
+@pytest.mark.parametrize("name", presets.PRESETS)
 def test_presets_are_complete_named_and_survive_json(name):
     cfg = preset(name)
-    assert cfg.preset == name and config.PRESETS[name].__doc__
+    assert cfg.preset == name and presets.PRESETS[name].__doc__
     assert from_json(json.loads(json.dumps(to_json(cfg)))) == cfg
     assert override(cfg, {}) == cfg
 
 
-def test_students_differ_from_their_teacher_in_width_only():
-    model = {f.name for f in fields(Config) if f.metadata.get("group") == config.MODEL}
-    for teacher, students in (("cp-voxel", ("s", "xs", "xxs")), ("cp-voxel-cpu", ("s-cpu", "xxs-cpu"))):
-        for s in students:
-            a, b = to_json(preset(teacher)), to_json(preset(f"cp-voxel-{s}"))
-            assert {k for k in model if a[k] != b[k]} == {"width"}
+MODEL_FIELDS = [f.name for f in fields(Config) if f.name in ("tasks", "anchors") or f.metadata.get("group") == config.MODEL]
+PILLAR_SIZE = {"voxel_size", "max_points"}
+STUDENTS = [  # teacher, student, its data set, the fields of the model in which it may differ
+    *(("cp-voxel", f"cp-voxel-{s}", data, {"width"}) for s in ("s", "xs", "xxs") for data in ("kitti", "sim", "nuscenes")),
+    *(("cp-pillar", f"cp-pillar-v{s}", "nuscenes", PILLAR_SIZE) for s in ("0.4", "0.64")),
+    ("cp-pillar", "cp-pillar-v0.48", "nuscenes", {*PILLAR_SIZE, "point_range"}),
+    *((f"{t}", f"{t}-{s}", "kitti", {"width"}) for t in ("second", "pointpillars") for s in ("s", "xs")),
+    *(("cp-voxel-cpu", f"cp-voxel-{s}-cpu", "sim", {"width"}) for s in ("s", "xxs")),
+    *((f"{t}-cpu", f"{t}-s-cpu", "sim", {"width"}) for t in ("second", "pointpillars")),
+    ("cp-pillar-cpu", "cp-pillar-v0.64-cpu", "sim", {"voxel_size"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("teacher", "student", "data", "may_differ"), STUDENTS)
+def test_a_student_is_its_teacher_with_other_widths_or_another_pillar_size_only(teacher, student, data, may_differ):
+    """Nothing else of the model, the data or the schedule; and the student learns with RDD unless told otherwise."""
+    t, s = preset(teacher, data), preset(student, data)
+    others = {f.name for f in fields(Config) if f.metadata.get("group") in (config.DATA, config.OPTIM, config.RUN)}
+    assert {k for k in (*MODEL_FIELDS, *others) if getattr(t, k) != getattr(s, k)} == may_differ
+    assert s.method == "rdd" and t.method == "none" and t.width == (1.0, 1.0, 1.0)
+    assert s.width < t.width if "width" in may_differ else s.voxel_size[:2] > t.voxel_size[:2]
+
+
+def test_every_preset_is_a_teacher_or_the_student_of_one():
+    named = {name for teacher, student, *_ in STUDENTS for name in (teacher, student)}
+    assert named | {"cp-pillar-v0.2"} == set(presets.PRESETS)  # v0.2: the published grid, no teacher of the paper's
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_a_preset_is_made_for_its_data_set_and_refuses_others(name):
+    made_for = {"sim", "kitti"} if "cpu" in name or name.startswith(("second", "pointpillars")) else {"nuscenes"}
+    made_for |= {"sim", "kitti"} if name.startswith("cp-voxel") and "cpu" not in name else set()
+    for data in ("sim", "kitti", "nuscenes"):
+        if data in made_for:
+            cfg = preset(name, data)
+            assert (cfg.data == "nuscenes") == (data == "nuscenes") and cfg.preset == name
+        else:
+            with pytest.raises(InputError, match=f"not for {data}") as error:
+                preset(name, data)
+            assert "\n" not in str(error.value)
+
+
+def test_nuscenes_presets_have_ten_classes_in_six_tasks_and_velocities():
+    for cfg in (preset("cp-voxel", "nuscenes"), preset("cp-pillar")):
+        assert len(cfg.classes) == len(set(cfg.classes)) == len(cfg.paste) == 10 and len(cfg.task_classes) == 6
+        assert [name for task in cfg.tasks for name in task] == list(cfg.classes)
+        assert cfg.velocity and len(cfg.code_weights) == 10 and cfg.point_features == 5
 
 
 def test_widths_follow_the_published_students():
@@ -74,6 +118,8 @@ def test_impossible_values_are_refused(changes, hint):
 def test_unknown_preset_and_field():
     with pytest.raises(InputError, match="did you mean cp-voxel-s"):
         preset("cp-voxel-ss")
+    with pytest.raises(InputError, match="did you mean pointpillars-s"):
+        preset("pointpilars-s", "nuscenes")
     with pytest.raises(InputError, match="did you mean epochs"):
         from_json({"epoch": 3})
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import boxes as box_ops
-from config import InputError, run_cli
+from cli import InputError, run_cli
 from data.kitti import (
     TYPES,
     Calibration,

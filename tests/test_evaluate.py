@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import evaluate
-from config import InputError
+from cli import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 LABEL = "Car 0.00 0 -1.58 587.01 173.33 614.12 210.00 1.65 1.67 3.64 -0.65 1.71 46.70 -1.59"

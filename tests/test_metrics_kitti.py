@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config import InputError
+from cli import InputError
 from data.kitti_files import Objects, read_objects
 from metrics import kitti as K
 

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.image import imread
 
 import plot
-from config import InputError
+from cli import InputError
 
 FRONT_LEFT = np.array([[20.0, 10.0, 0.0, 4.0, 1.6, 1.5, 0.0]])  # 20 m ahead, 10 m to the left, looking ahead
 NOTHING = np.zeros((0, 7))

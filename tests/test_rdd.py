@@ -6,11 +6,12 @@ import pytest
 import torch
 
 import rdd
-from config import preset
+from config import Config
 from data import Frame
 from data.batch import collate
 from detector import Output, build
 from heads import Geometry
+from presets import preset
 from tests.scenes import tiny_config, tiny_frames
 
 GEOMETRY = Geometry(x0=-2.0, y0=1.0, cell_x=0.5, cell_y=0.8)
@@ -24,6 +25,12 @@ class Head:
 
     def proposals(self, *_):
         return self.regions
+
+    def class_logits(self, maps):
+        return maps[0]["heatmap"]
+
+    def regression(self, _):
+        return None
 
 
 def output(neck, regions, logits=None, geometry=GEOMETRY):
@@ -277,11 +284,11 @@ def test_gradient_norms_measure_the_pull_on_the_neck():
 
 
 def test_printed_reading_is_the_paper_s():
-    from config import READINGS
+    from presets import READINGS
 
     printed = READINGS["printed"]
     assert (printed["normalise"], printed["softmax_axis"], printed["select"]) == ("softmax", "channel", "threshold")
-    assert (printed["tau"], printed["lam"], printed["alpha1"], printed["alpha2"]) == (4, 0.1, 0.2, 0.2)
+    assert (printed["tau"], printed["lam"]) == (4, 0.1) and (Config().alpha1, Config().alpha2) == (0.2, 0.2)
 
 
 def test_empty_scan_in_a_batch_is_distilled_as_nothing():
@@ -292,3 +299,98 @@ def test_empty_scan_in_a_batch_is_distilled_as_nothing():
     out = model(model.prepare(batch))
     terms, _ = rdd.RDD(cfg, model.backbone.out_channels, model.backbone.out_channels)(out, out)
     assert all(t.isfinite() for t in terms.values())
+
+
+# ---------------------------------------------------------------- the four detectors and the paper's ten students
+
+STUDENTS = {
+    "cp-voxel-s": "cp-voxel", "cp-voxel-xs": "cp-voxel", "cp-voxel-xxs": "cp-voxel",
+    "cp-pillar-v0.4": "cp-pillar", "cp-pillar-v0.48": "cp-pillar", "cp-pillar-v0.64": "cp-pillar",
+    "second-s": "second", "second-xs": "second", "pointpillars-s": "pointpillars", "pointpillars-xs": "pointpillars",
+}  # fmt: skip
+
+
+def small(name):
+    """The full-width preset over a few metres; a range that its own pillars divide."""
+    from dataclasses import replace
+
+    cfg = preset(name)
+    half = 7.68 if name.endswith("0.48") else 6.4
+    return replace(cfg, point_range=(-half, -half, *cfg.point_range[2:3], half, half, cfg.point_range[5]))
+
+
+def few_points(cfg, seed=0):
+    """Two scans of random points around one object of every class."""
+    from data.batch import Batch
+
+    g = torch.Generator().manual_seed(seed)
+    points, boxes, labels = [], [], []
+    for scan in range(2):
+        n = len(cfg.classes)
+        box = torch.cat([torch.rand(n, 2, generator=g) * 10 - 5, torch.full((n, 1), -1.0),
+                         torch.rand(n, 3, generator=g) + 1, torch.rand(n, 1, generator=g) * 6 - 3], dim=1)  # fmt: skip
+        box = torch.cat([box, torch.randn(n, 2, generator=g)], dim=1) if cfg.velocity else box
+        xyz = (box[:, None, :3] + torch.randn(n, 60, 3, generator=g) * 0.5).flatten(0, 1)
+        rest = torch.rand(len(xyz), cfg.point_features - 3, generator=g)
+        points.append(torch.cat([torch.full((len(xyz), 1), float(scan)), xyz, rest], dim=1))
+        boxes.append(box)
+        labels.append(torch.arange(n))
+    return Batch(["0", "1"], torch.cat(points), boxes, labels, {})
+
+
+@pytest.mark.parametrize("student", STUDENTS)
+def test_each_of_the_paper_s_students_trains_a_step_decodes_and_distils(student):
+    cfg_t, cfg_s = small(STUDENTS[student]), small(student)
+    teacher, model = build(cfg_t).eval().requires_grad_(False), build(cfg_s).train()
+    batch = few_points(cfg_s)
+    distil = rdd.RDD.seeded(cfg_s, model.backbone.out_channels, teacher.backbone.out_channels)
+    parameters = [*model.parameters(), *distil.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3)
+    with torch.no_grad():
+        out_t = teacher(teacher.prepare(batch))
+    for task in out_t.maps:  # an untrained teacher proposes nothing: let it believe in a few places
+        name = "heatmap" if "heatmap" in task else "cls"
+        task[name][:, :, 3:9:5, 3:9:5] = 1.0
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    out_s = model(model.prepare(batch))
+    detection = model.loss(out_s, batch)
+    terms, seen = distil(out_s, out_t)
+    assert len(seen["regions"]) and (seen["side"] == 0).any() and all(float(t.detach()) > 0 for t in terms.values())
+    rdd.total_loss(detection, terms).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in parameters)
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in distil.parameters())
+    optimizer.step()
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+    found = model.eval().decode(model(model.prepare(batch)))
+    columns = 9 if cfg_s.velocity else 7
+    assert len(found) == 2 and all(d.boxes.shape[1] == columns and d.boxes.isfinite().all() for d in found)
+
+
+def test_box_codes_are_those_of_the_proposing_side_s_best_anchor():
+    """Two anchors a cell, two classes; in the one region the sides believe in different anchors."""
+
+    class Anchors(Head):
+        def __init__(self, regions, cls, box):
+            super().__init__(regions)
+            self.cls, self.box = cls, box
+
+        def class_logits(self, _):
+            return self.cls
+
+        def regression(self, _):
+            return self.box
+
+    def model(best):
+        cls = torch.full((1, 4, 6, 6), -3.0)
+        cls[0, 2 * best + 1] = 2.0
+        box = torch.arange(14.0).view(1, 14, 1, 1).expand(1, 14, 6, 6) + 100 * best
+        return Output(torch.zeros(1, 1, 6, 6), [], GEOMETRY, Anchors(boxes_in_cells((3, 3)), cls, box.clone().requires_grad_()))
+
+    out_s, out_t = model(best=0), model(best=1)
+    regions, side = rdd.bilateral_regions(out_s, out_t, 0.1, 50)
+    codes_s, codes_t = rdd.box_codes(out_s, out_t, regions, side)
+    assert side.tolist() == [0, 1]
+    assert codes_t[0].tolist() == [107.0 + k for k in range(7)] and codes_s[0].tolist() == [7.0 + k for k in range(7)]
+    assert codes_t[1].tolist() == [100.0 + k for k in range(7)] and codes_s[1].tolist() == [0.0 + k for k in range(7)]
+    nothing = rdd.box_codes(out_s, out_t, regions[:0], side[:0])
+    assert nothing[0].shape == nothing[1].shape == (0, 7)

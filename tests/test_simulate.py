@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config import InputError
+from cli import InputError
 from data.kitti import Kitti
 from data.kitti_files import read_objects, write_objects
 from data.scanner import HDL64E, Scanner, first_hits, meet_ground, rotations, scan

@@ -6,7 +6,7 @@ import json
 import pytest
 
 import table
-from config import InputError
+from cli import InputError
 
 
 def record(role, seed, ap):

@@ -161,6 +161,44 @@ def test_centers_are_voxelised_into_their_own_cells():
     assert torch.equal(voxels.coords, coords)
 
 
+def test_any_height_is_the_lowest_and_the_top_layer_for_points_below_and_above():
+    """The oracle moves such points onto the layer's middle first; all that differs then is their mean z."""
+    points = random_points(900, 2)
+    low, high = GRID.point_range[2], GRID.point_range[5]
+    moved = points.clone()
+    moved[:, 3] = torch.where(points[:, 3] < low, low + 0.5, torch.where(points[:, 3] >= high, high - 0.5, points[:, 3]))
+    assert (moved != points).any()
+    grid = Grid(GRID.point_range, GRID.voxel_size, any_height=True)
+    for caps in ((None, None), (2, 40)):
+        got, expected = voxelize(points, grid, 2, *caps), voxelize(moved, GRID, 2, *caps)
+        assert torch.equal(got.coords, expected.coords) and torch.equal(got.counts, expected.counts)
+        assert torch.equal(got.point_voxel, expected.point_voxel)
+        assert torch.equal(got.features[:, [0, 1, 3]], expected.features[:, [0, 1, 3]])
+        for row in range(len(got.coords)):  # the mean is of the heights as they are
+            mean = points[got.point_voxel == row, 3].double().mean()
+            assert float(got.features[row, 2]) == pytest.approx(float(mean), abs=1e-5)
+
+
+@pytest.mark.parametrize("z", [-1e30, -3.0, 0.0, 5.0, 3e38])
+def test_any_height_is_any_finite_height_inside_x_and_y(z):
+    grid = Grid((0.0, -1.0, -2.0, 4.0, 2.0, 0.0), (0.5, 0.25, 2.0), any_height=True)
+    points = torch.tensor([[0, 1.1, 0.1, z, 1], [0, -0.1, 0.1, z, 1], [0, 1.1, 2.1, z, 1], [0, 1.1, 0.1, float("nan"), 1],
+                           [0, 1.1, 0.1, float("inf"), 1]])  # fmt: skip
+    voxels = voxelize(points, grid, 1)
+    assert voxels.coords.tolist() == [[0, 0, 4, 2]] and voxels.point_voxel.tolist() == [0, -1, -1, -1, -1]
+    assert voxels.features[0, 2] == points[0, 3]
+
+
+def test_reference_dynamic_pillars_of_any_height(golden):
+    """The same cells as OpenPCDet's dynamic pillars, which look at x and y only."""
+    case = np.load(golden / "models" / "centerpoint_pillar_dyn.npz")
+    meta = json.loads(str(case["meta"]))
+    grid = Grid(tuple(meta["point_cloud_range"]), tuple(meta["voxel_size"]), any_height=True)
+    voxels = voxelize(torch.from_numpy(case["points"]), grid, meta["batch_size"])
+    assert np.array_equal(voxels.coords, case["pillar_coords"][np.lexsort(case["pillar_coords"].T[::-1])])
+    assert (voxels.point_voxel >= 0).all() and not case["z_inside"].all()
+
+
 def test_shape_of_the_published_grids():
     assert Grid((0, -40, -3, 70.4, 40, 1), (0.05, 0.05, 0.1)).shape == (40, 1600, 1408)
     assert Grid((0, -39.68, -3, 69.12, 39.68, 1), (0.16, 0.16, 4)).shape == (1, 496, 432)
@@ -188,7 +226,7 @@ def test_reference_hard_voxels(golden, name):
 
 
 def test_reference_dynamic_pillars_inside_z(golden):
-    """The reference's dynamic pillars keep points above and below the range; ours do not: a subset."""
+    """The reference's dynamic pillars keep points above and below the range; ours, unless any_height, do not."""
     case = np.load(golden / "models" / "centerpoint_pillar_dyn.npz")
     meta = json.loads(str(case["meta"]))
     grid = Grid(tuple(meta["point_cloud_range"]), tuple(meta["voxel_size"]))

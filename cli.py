@@ -1,0 +1,55 @@
+"""What every command of the project shares: one-line errors, and a parser that answers "did you mean".   (next: config.py)
+
+`InputError` is the error that users see: the file, what was expected, what was found; exit status 2, no traceback.
+Only the standard library is imported here, so `--help` answers at once.
+"""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong. The message is one line: the file, what was expected, what was found."""
+
+
+def run_cli(main: Callable[[], None]) -> None:
+    """Run a command: an `InputError` becomes one line on stderr and exit status 2, an interrupt status 130."""
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # `... --help | head`
+        sys.stderr.close()
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """' (did you mean ...?)' for the nearest of `known`, or the whole list when nothing is near."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" (did you mean {near[0]}?)" if near else f" (known: {', '.join(known)})"
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse that keeps the docstring's line breaks, shows defaults, and says "did you mean" for unknown flags."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+
+    def parse_args(self, args=None, namespace=None):  # noqa: D102 (argparse's own)
+        parsed, unknown = self.parse_known_args(args, namespace)
+        for flag in unknown:
+            if flag.startswith("-"):
+                known = [name for action in self._actions for name in action.option_strings]
+                raise InputError(f"unknown option {flag}{did_you_mean(flag.split('=')[0], known)}")
+            raise InputError(f"unexpected argument {flag!r}; `--help` lists what this command takes")
+        return parsed
+
+    def error(self, message: str) -> None:
+        """argparse reports its own errors as usage + message; ours is the one line."""
+        raise InputError(message)
