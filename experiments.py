@@ -30,7 +30,7 @@ def run_once(cfg: Config, folder: Path, teacher: Any, results: Path, role: str) 
     from sheet import count_macs, count_parameters
     from train import open_data, train
 
-    detector = train(cfg, folder, teacher, workers=1)  # loading runs beside training; changes no result
+    detector = train(cfg, folder, teacher)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     evaluations = [line for line in lines if line["kind"] == "eval"]
     validation = open_data(cfg, "val")

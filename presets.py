@@ -129,7 +129,7 @@ def cp_voxel_cpu(data: str = "kitti") -> Config:
         preset="cp-voxel-cpu", point_range=(0.0, -25.6, -3.0, 51.2, 25.6, 1.0), voxel_size=(0.2, 0.2, 0.2),
         max_points=0, max_voxels=0, encoder_channels=(16, 16, 32, 48, 64), residual=False, down_kernel=2,
         bev_layers=(3, 3), bev_channels=(48, 96), up_channels=(48, 48), head_channels=32,
-        paste=(0, 0, 0), rotation=0.2, epochs=6, batch_size=2, eval_every=3,
+        paste=(0, 0, 0), rotation=0.2, epochs=8, batch_size=2, eval_every=4,
     )  # fmt: skip
 
 
