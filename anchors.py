@@ -151,29 +151,27 @@ class AnchorHead(nn.Module):
     def proposals(self, maps: list[dict[str, Tensor]], score: float, limit: int) -> Tensor:
         """Regions the head proposes for distillation: (R, 5) = scan, x0, y0, x1, y1 in metres. Detached.
 
-        A region is the square of 2r + 1 cells around the cell that holds the decoded box's centre, r the radius of the
-        Gaussian that CenterHead would draw for that box: the same regions whichever head proposes.
+        A region is the square of 2r + 1 cells around the cell that proposes, r the radius of the Gaussian that CenterHead
+        would draw for the decoded box: the same rule whichever head proposes.
         """
         # UNSPECIFIED: the paper defines regions by heat-map peaks, which this head has not. Ours: a class's heat map is
         # the probability of the best of a cell's A anchors; from there on as in CenterHead.proposals (local maxima of
-        # 3 x 3 cells, above `proposal_score`, the best `proposals` of a scan over all classes, no NMS). The region lies
-        # around the box's centre and not around the peak, which may be cells away from it.
+        # 3 x 3 cells, above `proposal_score`, the best `proposals` of a scan over all classes, no NMS).
         heat, best = self.class_logits(maps).unflatten(1, (self.per_cell, self.classes)).max(dim=1)  # (B, K, H, W)
         heat = torch.where(heat == F.max_pool2d(heat, 3, 1, 1), heat.sigmoid(), 0.0)
         batch, _, height, width = heat.shape
         value, flat = heat.flatten(1).topk(min(limit, heat[0].numel()))  # (B, limit)
-        anchor = flat % (height * width) * self.per_cell + best.flatten(1).gather(1, flat)
+        cell = flat % (height * width)
+        anchor = cell * self.per_cell + best.flatten(1).gather(1, flat)
         keep = value > score
-        scan, anchor = torch.arange(batch, device=heat.device)[:, None].expand_as(flat)[keep], anchor[keep]  # (R,)
+        scan = torch.arange(batch, device=heat.device)[:, None].expand_as(flat)[keep]  # (R,)
+        i, j, anchor = cell[keep] // width, cell[keep] % width, anchor[keep]
 
         code = self.per_anchor(self.regression(maps))[scan, anchor]
         front = self.per_anchor(maps[0]["direction"])[scan, anchor].argmax(dim=1)
         box = decode_boxes(code, self.anchors(height, width, heat.device)[anchor], front)
         g = self.geometry
-        j = ((box[:, 0] - g.x0) / g.cell_x).floor().clamp(0, width - 1)  # an untrained box may lie off the map
-        i = ((box[:, 1] - g.y0) / g.cell_y).floor().clamp(0, height - 1)
-        r = gaussian_radius(box[:, 3] / g.cell_x, box[:, 4] / g.cell_y).clamp(min=2)
-        i, j, r = i.long(), j.long(), r.long()
+        r = gaussian_radius(box[:, 3] / g.cell_x, box[:, 4] / g.cell_y).clamp(min=2).long()
         return torch.cat([gaussian_regions(b, i[scan == b], j[scan == b], r[scan == b], g) for b in range(batch)])
 
 

@@ -33,11 +33,16 @@ class Config:
     data: str = opt("sim", "data set; sim = the embedded simulator's KITTI-like set", DATA, ("sim", "kitti", "nuscenes"))
     root: str = opt("", "folder of the data set; sim: made on first use (default datasets/sim-kitti)", DATA)
     frames: tuple[str, ...] = opt((), "train AND evaluate on these frames only, e.g. 000000,000003", DATA)
+    version: str = opt("v1.0-trainval", "nuScenes: whose tables; v1.0-mini, v1.0-trainval, v1.0-test", DATA)
+    sweeps: int = opt(1, "nuScenes: scans merged into one frame, the key frame counted; published: 10", DATA)
     classes: tuple[str, ...] = opt(("Car", "Pedestrian", "Cyclist"), "what is detected, in label order", DATA)
     fov_only: bool = opt(True, "keep only points that fall into the camera image, as KITTI's labels do", DATA)
     flip: bool = opt(True, "augmentation: mirror y with probability 1/2", DATA)
+    flip_x: bool = opt(False, "augmentation: mirror x with probability 1/2; nuScenes: on", DATA)
     rotation: float = opt(0.785, "augmentation: yaw of the whole scene, uniform in +- this", DATA)
     scaling: float = opt(0.05, "augmentation: size of the whole scene, uniform in 1 +- this", DATA)
+    translation: float = opt(0.0, "augmentation: shift of the whole scene, m, one standard deviation per axis", DATA)
+    balance: bool = opt(False, "class-balanced resampling of the training frames (CBGS); nuScenes: on", DATA)
     paste: tuple[int, ...] = opt((20, 15, 15), "augmentation: objects per class after ground-truth paste; 0 = off", DATA)
     # ---- model
     encoder: str = opt("voxel", "points to bird's-eye view: sparse 3-D convolutions, or pillars", MODEL, ("voxel", "pillar"))
@@ -161,7 +166,8 @@ def override(cfg: Config, changes: dict[str, Any]) -> Config:
         raise InputError(f"--point-range: expected x0,y0,z0,x1,y1,z1 with minimum below maximum; found {cfg.point_range}")
     if len(cfg.paste) != len(cfg.classes):
         raise InputError(f"--paste: expected one count per class ({len(cfg.classes)}); found {cfg.paste}")
-    for name in ("epochs", "batch_size", "eval_every", "log_every", "roi_size", "proposals", "lr", "clip", "tau", "fraction"):
+    for name in ("epochs", "batch_size", "eval_every", "log_every", "sweeps", "roi_size", "proposals", "lr", "clip", "tau",
+                 "fraction"):  # fmt: skip
         if getattr(cfg, name) <= 0:
             raise InputError(f"--{name.replace('_', '-')}: expected a number above 0; found {getattr(cfg, name)}")
     if cfg.fraction > 1 or cfg.lam < 0:

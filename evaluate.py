@@ -1,12 +1,14 @@
 """Official metrics: of a checkpoint on the data set it was trained for, or of any detector's saved results.
 
-(reads after: train.py, metrics/kitti.py)
+(reads after: train.py, metrics/kitti.py, metrics/nuscenes.py)
 
     python evaluate.py runs/NAME/last.pt                                  a checkpoint, on its own data set
     python evaluate.py runs/NAME/last.pt --export DIR --json OUT.json     also write the official result files
     python evaluate.py kitti --gt DIR --results DIR --json OUT.json       score result files, whoever wrote them
+    python evaluate.py nuscenes --root DIR --version v1.0-trainval --split val --results FILE --json OUT.json
 
-Everything runs on a CPU and needs no compiler. AP is in percent, KITTI's own evaluator's to the last printed digit.
+Everything runs on a CPU and needs no compiler. KITTI's AP is in percent, nuScenes' 0..1, each the official
+evaluator's to the last printed digit.
 """
 
 import json
@@ -19,24 +21,21 @@ from typing import TYPE_CHECKING, Any
 from cli import ArgumentParser, InputError, did_you_mean, run_cli
 
 if TYPE_CHECKING:
-    from data.kitti import Kitti, Objects
+    from data.kitti import Kitti
+    from data.nuscenes import NuScenes
     from detector import Detector
 
 
-def detect(detector: "Detector", dataset: "Kitti", device: Any, batch_size: int = 4) -> "dict[str, Objects]":
-    """The detections of every frame in KITTI's own terms, {id: Objects}; several processes share the frames.
-
-    Objects that do not project into the image are left out, as in every KITTI submission.
-    """
+def detect(detector: "Detector", dataset: "Kitti | NuScenes", device: Any, batch_size: int = 4) -> dict[str, tuple]:
+    """The detections of every frame, {id: (boxes (n, 7 or 9), scores (n,), n class names)}; processes share the frames."""
     import torch
     from tqdm import tqdm
 
     import parallel
     from data.batch import collate, report_dropped
-    from data.kitti import image_size, objects_from_boxes
 
     mine = range(parallel.rank(), len(dataset), parallel.world_size())
-    found: dict[str, Objects] = {}
+    found: dict[str, tuple] = {}
     told: set[str] = set()
     training = detector.training
     detector.eval()
@@ -49,31 +48,61 @@ def detect(detector: "Detector", dataset: "Kitti", device: Any, batch_size: int 
             detections = detector.decode(detector(detector.prepare(batch)))
         for i, (boxes, scores, labels) in zip(indices, detections, strict=True):
             names = [detector.cfg.classes[k] for k in labels.tolist()]
-            size = image_size(dataset.root, dataset.ids[i], dataset.folder)
-            found[dataset.ids[i]] = objects_from_boxes(boxes.cpu().numpy(), names, scores.cpu().numpy(),
-                                                       dataset.calibration(i), size)  # fmt: skip
+            found[dataset.ids[i]] = boxes.cpu().numpy(), scores.cpu().numpy(), names
     detector.train(training)
-    return {id: objects for part in parallel.gather(found) for id, objects in part.items()}
+    return {id: what for part in parallel.gather(found) for id, what in part.items()}
 
 
-def evaluate_detector(detector: "Detector", dataset: "Kitti", device: Any, batch_size: int = 4,
+def evaluate_detector(detector: "Detector", dataset: "Kitti | NuScenes", device: Any, batch_size: int = 4,
                       export: Path | None = None) -> dict:  # fmt: skip
     """The official metrics of a detector on a data set; with `export`, the official result files too."""
     import parallel
-    from data.kitti import write_objects
-    from metrics.kitti import evaluate
 
     found = detect(detector, dataset, device, batch_size)
     if export is not None and parallel.rank() == 0:
         export.mkdir(parents=True, exist_ok=True)
-        for id, objects in found.items():
-            write_objects(export / f"{id}.txt", objects)
-    labels = [dataset.objects(i) for i in range(len(dataset))]
-    return evaluate(labels, [found[id] for id in dataset.ids], detector.cfg.classes)
+    if detector.cfg.data == "nuscenes":
+        return nuscenes_scores(dataset, found, export)
+    return kitti_scores(dataset, found, export, detector.cfg.classes)
+
+
+def kitti_scores(dataset: "Kitti", found: dict[str, tuple], export: Path | None, classes: tuple[str, ...]) -> dict:
+    """KITTI's metrics. Objects that do not project into the image are left out, as in every KITTI submission."""
+    import parallel
+    from data.kitti import image_size, objects_from_boxes, write_objects
+    from metrics.kitti import evaluate
+
+    objects = [objects_from_boxes(boxes, names, scores, dataset.calibration(i), image_size(dataset.root, id, dataset.folder))
+               for i, id in enumerate(dataset.ids) for boxes, scores, names in [found[id]]]  # fmt: skip
+    if export is not None and parallel.rank() == 0:
+        for id, what in zip(dataset.ids, objects, strict=True):
+            write_objects(export / f"{id}.txt", what)
+    return evaluate([dataset.objects(i) for i in range(len(dataset))], objects, classes)
+
+
+def nuscenes_scores(dataset: "NuScenes", found: dict[str, tuple], export: Path | None) -> dict:
+    """nuScenes' metrics, of the submission file that is written on the way: export/results.json, or a temporary one."""
+    import tempfile
+
+    import parallel
+    from metrics.nuscenes import evaluate, nothing_found
+
+    if not any(len(boxes) for boxes, *_ in found.values()):  # the official tool takes no file without a box
+        return nothing_found()
+    with tempfile.TemporaryDirectory() as temporary:
+        path = (export if export and parallel.rank() == 0 else Path(temporary)) / "results.json"
+        write_json(path, dataset.submission(found))
+        result, _ = evaluate(dataset.tables, dataset.ids, path)
+    return result
 
 
 def headline(result: dict) -> dict[str, float]:
-    """The two numbers of a log: mean over the classes of the moderate AP_R40 at the strict overlaps, percent."""
+    """The two numbers of a log, in percent, the one that chooses best.pt first.
+
+    KITTI: mean over the classes of the moderate AP_R40 at the strict overlaps, 3D and BEV. nuScenes: NDS and mAP.
+    """
+    if "nd_score" in result:
+        return {"nds": 100 * result["nd_score"], "map": 100 * result["mean_ap"]}
     from metrics.kitti import moderate_map
 
     return {f"moderate_map_{metric}": moderate_map(result, metric) for metric in ("3d", "bev")}
@@ -150,12 +179,35 @@ def kitti_main(words: list[str]) -> None:
         write_json(args.json, result)
 
 
+def nuscenes_main(words: list[str]) -> None:
+    """Score a nuScenes results file, as a submission has it."""
+    p = ArgumentParser(prog="evaluate.py nuscenes", description="Score a nuScenes results file (a submission).")
+    p.add_argument("--root", type=Path, required=True, metavar="DIR", help="the folder that holds the version's")
+    p.add_argument("--version", required=True, metavar="V", help="v1.0-mini, v1.0-trainval or v1.0-test")
+    p.add_argument("--split", required=True, metavar="S", help="train, val, test, mini_train, mini_val or all")
+    p.add_argument("--results", type=Path, required=True, metavar="FILE", help='{"meta": .., "results": ..}')
+    p.add_argument("--json", type=Path, metavar="OUT", help="also write all numbers here")
+    args = p.parse_args(words)
+    from data.nuscenes_tables import Tables
+    from metrics.nuscenes import evaluate, format_table
+
+    tables = Tables(args.root, args.version)
+    samples = tables.split(args.split)
+    print(f"scoring {args.results} on the {len(samples)} samples of {args.split}, labels from {args.root}")
+    result, counts = evaluate(tables, samples, args.results)
+    print(format_table(result, counts))
+    if args.json:
+        write_json(args.json, result)
+
+
 def parser() -> ArgumentParser:
-    p = ArgumentParser(prog="evaluate.py", description=__doc__, epilog="saved results: python evaluate.py kitti --help")
-    p.add_argument("checkpoint", help="a run's last.pt or best.pt, or the word kitti")
+    p = ArgumentParser(prog="evaluate.py", description=__doc__,
+                       epilog="saved results: python evaluate.py kitti --help, python evaluate.py nuscenes --help")  # fmt: skip
+    p.add_argument("checkpoint", help="a run's last.pt or best.pt, or the word kitti or nuscenes")
     p.add_argument("--data", metavar="NAME", help="another data set than it was trained for")
     p.add_argument("--root", metavar="DIR", help="another folder of data")
     p.add_argument("--frames", metavar="A,B", help="only these frames")
+    p.add_argument("--version", metavar="V", help="nuScenes: another version of the tables")
     p.add_argument("--split", default="val", metavar="NAME", help="train, val or trainval [val]")
     p.add_argument("--batch-size", type=int, default=4, metavar="X", help="scans at a time [4]")
     p.add_argument("--export", type=Path, metavar="DIR", help="write the official result files here")
@@ -166,23 +218,29 @@ def parser() -> ArgumentParser:
 def main() -> None:
     if sys.argv[1:2] == ["kitti"]:
         return kitti_main(sys.argv[2:])
+    if sys.argv[1:2] == ["nuscenes"]:
+        return nuscenes_main(sys.argv[2:])
     args = parser().parse_args()
     import parallel
-    from data.kitti import Kitti
+    from data.batch import open_data
     from metrics.kitti import count_labels, format_table
     from weights import load_detector
 
     _, _, device = parallel.start()
     detector, content = load_detector(args.checkpoint)
-    cfg = replace(detector.cfg, root=args.root or detector.cfg.root, data=args.data or detector.cfg.data)
+    cfg = replace(detector.cfg, root=args.root or detector.cfg.root, data=args.data or detector.cfg.data,
+                  version=args.version or detector.cfg.version)  # fmt: skip
     frames = tuple(args.frames.split(",")) if args.frames else cfg.frames
-    dataset = Kitti(cfg.root, args.split, frames, cfg.fov_only)
+    dataset = open_data(replace(cfg, frames=frames), args.split)
     print(f"{args.checkpoint}: {cfg.preset}, step {content['step']}, on {len(dataset)} frames of {cfg.root}"
           + (f" (split {args.split})" if not frames else " (given by --frames)"))  # fmt: skip
     result = evaluate_detector(detector.to(device), dataset, device, args.batch_size, args.export)
     if parallel.rank() == 0:
-        labels = [dataset.objects(i) for i in range(len(dataset))]
-        print(format_table(result, count_labels(labels, cfg.classes)))
+        if cfg.data == "nuscenes":
+            print(", ".join(f"{name} {value:.2f}" for name, value in headline(result).items()))
+        else:
+            labels = [dataset.objects(i) for i in range(len(dataset))]
+            print(format_table(result, count_labels(labels, cfg.classes)))
         if args.json:
             write_json(args.json, result)
 

@@ -25,10 +25,10 @@ ROLES = ("teacher", "none", "rdd", "none, equal time")
 
 def run_once(cfg: Config, folder: Path, teacher: Any, results: Path, role: str) -> dict[str, Any]:
     """Train (or find) one run, and its record: results/NAME.json."""
-    from data.batch import collate
+    from data.batch import collate, open_data
     from runs import commit, machine
     from sheet import count_macs, count_parameters
-    from train import open_data, train
+    from train import train
 
     detector = train(cfg, folder, teacher)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -77,9 +77,8 @@ def pictures(seed: int, runs: Path, out: Path) -> None:
     import torch
 
     import plot
-    from data.batch import collate
+    from data.batch import collate, open_data
     from rdd import RDD
-    from train import open_data
     from weights import load_detector
 
     out.mkdir(parents=True, exist_ok=True)

@@ -110,7 +110,7 @@ class RunFolder:
         self.log("eval", {"step": step, "epoch": epoch, **score, "result": result}, self.seconds)
         if parallel.rank() == 0:
             print(f"{self.path.name}: epoch {epoch:g}: " + ", ".join(f"{k} {v:.2f}" for k, v in score.items()))
-        value = score["moderate_map_3d"]
+        value = next(iter(score.values()))
         if value > self.best:
             self.best = value
             self.save(step, "best.pt")

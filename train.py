@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rdd import RDD
 
 DEFAULT = "(default)"
-DEFAULT_ROOT = {"sim": Path("datasets/sim-kitti"), "kitti": Path("datasets/kitti")}
+DEFAULT_ROOT = {"sim": Path("datasets/sim-kitti"), "kitti": Path("datasets/kitti"), "nuscenes": Path("datasets/nuscenes")}
 
 
 # ------------------------------------------------------------------ the loop
@@ -48,7 +48,7 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
     from tqdm import tqdm
 
     import parallel
-    from data.batch import TrainingFrames, report_dropped, steps_per_epoch, training_batches
+    from data.batch import TrainingFrames, open_data, report_dropped, steps_per_epoch, training_batches
     from detector import build
     from rdd import gradient_norms, summary, total_loss
     from runs import RunFolder
@@ -64,14 +64,15 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
     parameters = list(student.parameters()) + (list(distil.parameters()) if distil else [])
     optimizer = torch.optim.AdamW(parameters, lr=cfg.lr, weight_decay=cfg.weight_decay, betas=(0.95, 0.99))
     scaler = torch.amp.GradScaler(device.type, enabled=cfg.amp and device.type == "cuda")
-    per_epoch = steps_per_epoch(len(frames), cfg.batch_size)
+    training = TrainingFrames(frames, cfg, object_database(cfg, frames))
+    per_epoch = steps_per_epoch(len(training), cfg.batch_size)
     last_step = per_epoch * cfg.epochs
     run = RunFolder(folder, cfg, student, distil, optimizer, scaler)
     step = run.restore()
     stop = min(last_step, stop_after or last_step)
 
     student.train()
-    batches = training_batches(TrainingFrames(frames, cfg, object_database(cfg, frames)), step, stop, workers, rank, world)
+    batches = training_batches(training, step, stop, workers, rank, world)
     bar = tqdm(batches, total=last_step, initial=step, desc=folder.name, unit="step", disable=rank > 0, dynamic_ncols=True)
     began, reported = time.perf_counter(), set()
     for batch in bar:
@@ -166,22 +167,6 @@ def check_finite(terms: dict[str, "Tensor"], ids: list[str], step: int) -> None:
 # ------------------------------------------------------------------ data
 
 
-def open_data(cfg: Config, split: str) -> "Kitti":
-    """The data set a config names; `split` is train or val, or both are the frames the user chose.
-
-    Raises InputError when the config was made for other data.
-    """
-    from data.kitti import Kitti
-    from data.kitti_files import TYPES
-
-    unknown = [name for name in cfg.classes if name not in TYPES]
-    if unknown or cfg.point_features > 4:
-        found = f"class {unknown[0]!r}{did_you_mean(unknown[0], TYPES)}" if unknown else f"{cfg.point_features} values"
-        raise InputError(f"preset {cfg.preset} does not fit {cfg.root}: expected KITTI's types and 4 values a point; it has"
-                         f" {found}")  # fmt: skip
-    return Kitti(cfg.root, split, cfg.frames, cfg.fov_only)
-
-
 def object_database(cfg: Config, frames: "Kitti") -> Any:
     """The objects that ground-truth paste draws from, or None when it is off. Built once, cached in the data's root."""
     if not any(cfg.paste):
@@ -190,7 +175,7 @@ def object_database(cfg: Config, frames: "Kitti") -> Any:
 
     from data.augment import ObjectDatabase
 
-    chosen = hashlib.sha256(repr((frames.ids, cfg.classes, cfg.fov_only)).encode()).hexdigest()[:12]
+    chosen = hashlib.sha256(repr((frames.ids, cfg.classes, cfg.fov_only, cfg.sweeps)).encode()).hexdigest()[:12]
     path = Path(cfg.root) / f"objects-{chosen}.npz"
     if path.is_file():
         return ObjectDatabase.load(path)
@@ -242,8 +227,11 @@ def check_pair(teacher: Config, student: Config) -> None:
 
 
 def run_name(cfg: Config) -> str:
+    """The folder of a run that was given no --name."""
     method = "" if cfg.method == "none" else f"-{cfg.method}"
-    return f"{cfg.data}-{cfg.preset}{method}-seed{cfg.seed}"
+    own = cfg.preset not in PRESETS or cfg.width == preset(cfg.preset).width
+    width = "" if own else "-width" + ",".join(f"{w:g}" for w in dict.fromkeys(cfg.width))
+    return f"{cfg.data}-{cfg.preset}{width}{method}-seed{cfg.seed}"
 
 
 def parser() -> ArgumentParser:
@@ -284,8 +272,8 @@ def main() -> None:
                 cfg_t = override(cfg_t, {"epochs": args["teacher_epochs"]})
     if args["student"] is not None:
         cfg_s, _ = resolve(args["student"], 1, data or (cfg_t.data if cfg_t else ""))
-        method = {} if cfg_t is not None else {"method": "none"}
-        cfg_s = override(cfg_s, {**READINGS[args["reading"]], **method, **given})
+        method = "rdd" if cfg_t is not None else "none"  # with a teacher it distils, whatever preset the student has
+        cfg_s = override(cfg_s, {**READINGS[args["reading"]], "method": method, **given})
         if cfg_s.method != "none" and cfg_t is None:
             raise InputError(f"--method {cfg_s.method}: needs a --teacher to learn from")
         if cfg_t is not None:
@@ -298,6 +286,7 @@ def main() -> None:
 
 def run_jobs(cfg_t: Config | None, checkpoint: Path | None, cfg_s: Config | None, args: dict[str, Any]) -> None:
     """Teacher (loaded, or trained first), its AP, then the student."""
+    from data.batch import open_data
     from evaluate import evaluate_detector, headline
     from weights import load_detector
 

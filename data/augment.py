@@ -1,4 +1,4 @@
-"""Augmentation: pure functions of (frame, rng), in the order the field uses: paste, flip, rotate, scale.
+"""Augmentation: pure functions of (frame, rng), in the order the field uses: paste, flip, rotate, scale, shift.
 
 (reads after: kitti.py; next: batch.py)  A frame is never changed, a new one is returned; the random generator is the
 caller's, default_rng((seed, epoch, index)), so a frame of an epoch is augmented the same way on every machine.
@@ -21,15 +21,20 @@ from data import Frame
 
 
 def augment(frame: Frame, rng: np.random.Generator, database: "ObjectDatabase | None", counts: dict[str, int],
-            flip: bool, rotation: float, scaling: tuple[float, float]) -> Frame:  # fmt: skip
-    """Ground-truth paste, mirror, rotation in +- `rotation` rad, scaling in `scaling`: SECOND's recipe and order."""
+            flip: bool, rotation: float, scaling: tuple[float, float], flip_x: bool = False,
+            translation: float = 0.0) -> Frame:  # fmt: skip
+    """Ground-truth paste, mirrors, rotation in +- `rotation` rad, scaling in `scaling`, shift: SECOND's recipe and order;
+    the second mirror and the shift are CenterPoint's for nuScenes."""
     if database is not None and counts:
         frame = paste(frame, rng, database, counts)
     if flip:
         frame = flip_y(frame, rng)
+    if flip_x:
+        frame = flip_front(frame, rng)
     if rotation:
         frame = rotate(frame, rng, rotation)
-    return scale(frame, rng, *scaling)
+    frame = scale(frame, rng, *scaling)
+    return shift(frame, rng, translation) if translation else frame
 
 
 def flip_y(frame: Frame, rng: np.random.Generator, probability: float = 0.5) -> Frame:
@@ -41,6 +46,27 @@ def flip_y(frame: Frame, rng: np.random.Generator, probability: float = 0.5) -> 
     boxes[:, 1] *= -1
     boxes[:, 6] = wrap_angle(-boxes[:, 6])
     boxes[:, 8:] *= -1
+    return replace(frame, points=points, boxes=boxes)
+
+
+def flip_front(frame: Frame, rng: np.random.Generator, probability: float = 0.5) -> Frame:
+    """Mirror front and back: x and vx change sign, yaw becomes pi - yaw."""
+    if rng.random() >= probability:
+        return frame
+    points, boxes = frame.points.copy(), frame.boxes.copy()
+    points[:, 0] *= -1
+    boxes[:, 0] *= -1
+    boxes[:, 6] = wrap_angle(np.pi - boxes[:, 6])
+    boxes[:, 7:8] *= -1
+    return replace(frame, points=points, boxes=boxes)
+
+
+def shift(frame: Frame, rng: np.random.Generator, deviation: float) -> Frame:
+    """Move the world by a normal random vector, `deviation` metres per axis."""
+    by = rng.normal(0.0, deviation, 3).astype(np.float32)
+    points, boxes = frame.points.copy(), frame.boxes.copy()
+    points[:, :3] += by
+    boxes[:, :3] += by
     return replace(frame, points=points, boxes=boxes)
 
 

@@ -14,11 +14,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from cli import InputError
+from cli import InputError, did_you_mean
 from config import Config
 from data import Frame
 from data.augment import ObjectDatabase, augment
 from data.kitti import Kitti
+from data.kitti_files import TYPES
+from data.nuscenes import NuScenes, balanced_indices
+from data.nuscenes_tables import CLASS_OF
 
 
 @dataclass
@@ -27,7 +30,7 @@ class Batch:
 
     ids: list[str]
     points: Tensor  # (N, 1 + F): number of the scan, then the point
-    boxes: list[Tensor]  # per scan (M, 7)
+    boxes: list[Tensor]  # per scan (M, 7), nuScenes (M, 9)
     labels: list[Tensor]  # per scan (M,) int64, index into Config.classes
     dropped: dict[str, int]  # scans that had points that are not finite, and how many were left out
 
@@ -62,18 +65,53 @@ def report_dropped(batch: Batch, told: set[str]) -> None:
         told.add(id)
 
 
+def open_data(cfg: Config, split: str) -> "Kitti | NuScenes":
+    """The data set a config names; `split` is train or val, or both are the frames the user chose.
+
+    Raises InputError when the config was made for other data.
+    """
+    if cfg.data == "nuscenes":
+        unknown = [name for name in cfg.classes if name not in CLASS_OF.values()]
+        if unknown or not cfg.velocity:
+            found = f"class {unknown[0]!r}{did_you_mean(unknown[0], CLASS_OF.values())}" if unknown else "no velocity head"
+            raise InputError(f"preset {cfg.preset} does not fit {cfg.root}: expected nuScenes' ten classes; it has {found}")
+        split = f"mini_{split}" if cfg.version == "v1.0-mini" and split in ("train", "val") else split
+        return NuScenes(cfg.root, cfg.version, split, cfg.sweeps, frames=cfg.frames)
+    unknown = [name for name in cfg.classes if name not in TYPES]
+    if unknown or cfg.point_features > 4:
+        found = f"class {unknown[0]!r}{did_you_mean(unknown[0], TYPES)}" if unknown else f"{cfg.point_features} values"
+        raise InputError(f"preset {cfg.preset} does not fit {cfg.root}: expected KITTI's types and 4 values a point; it has"
+                         f" {found}")  # fmt: skip
+    return Kitti(cfg.root, split, cfg.frames, cfg.fov_only)
+
+
 class TrainingFrames(Dataset):
     """The augmented view of a data set; an item is asked for by (epoch, index)."""
 
-    def __init__(self, frames: Kitti, cfg: Config, database: ObjectDatabase | None) -> None:
+    def __init__(self, frames: Kitti | NuScenes, cfg: Config, database: ObjectDatabase | None) -> None:
         self.frames, self.cfg, self.database = frames, cfg, database
+        # Which classes each frame shows, for class-balanced resampling; None: every frame once.
+        self.present = [frames.names(i) for i in range(len(frames))] if cfg.balance else None
+        self.draws = len(self.order(0))
+
+    def __len__(self) -> int:
+        """Frames in one pass; with class balancing some come several times."""
+        return self.draws
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The frames of a pass, as indices, in their order."""
+        rng = np.random.default_rng((self.cfg.seed, epoch))
+        if self.present is None:
+            return rng.permutation(len(self.frames))
+        return rng.permutation(balanced_indices(rng, self.present, self.cfg.classes))
 
     def __getitem__(self, key: tuple[int, int]) -> Frame:
         epoch, index = key
         cfg, frame = self.cfg, self.frames[index]
         rng = np.random.default_rng((cfg.seed, epoch, index))
         paste = dict(zip(cfg.classes, cfg.paste, strict=True)) if self.database else {}
-        frame = augment(frame, rng, self.database, paste, cfg.flip, cfg.rotation, (1 - cfg.scaling, 1 + cfg.scaling))
+        frame = augment(frame, rng, self.database, paste, cfg.flip, cfg.rotation, (1 - cfg.scaling, 1 + cfg.scaling),
+                        cfg.flip_x, cfg.translation)  # fmt: skip
         if cfg.max_points or cfg.max_voxels:  # these keep the first ones: it must not be pasted objects that are cut
             frame = replace(frame, points=rng.permutation(frame.points))
         return frame
@@ -89,15 +127,15 @@ def steps_per_epoch(frames: int, batch_size: int) -> int:
 def training_batches(frames: TrainingFrames, first_step: int, last_step: int, workers: int = 0,
                      rank: int = 0, world: int = 1) -> Iterator[Batch]:  # fmt: skip
     """This process's share of the global batches first_step .. last_step - 1."""
-    cfg, count = frames.cfg, len(frames.frames)
-    per_epoch = steps_per_epoch(count, cfg.batch_size)
+    cfg = frames.cfg
+    per_epoch = steps_per_epoch(len(frames), cfg.batch_size)
 
     def keys() -> Iterator[list[tuple[int, int]]]:
         order, order_epoch = None, -1
         for step in range(first_step, last_step):
             epoch, position = divmod(step, per_epoch)
             if epoch != order_epoch:
-                order, order_epoch = np.random.default_rng((cfg.seed, epoch)).permutation(count), epoch
+                order, order_epoch = frames.order(epoch), epoch
             batch = order[position * cfg.batch_size : (position + 1) * cfg.batch_size]
             yield [(epoch, int(index)) for index in batch[rank::world]]
 

@@ -24,3 +24,9 @@ def golden() -> Path:
 def real_kitti() -> Path:
     """A KITTI root with eight real frames (licence: not part of the repository)."""
     return _folder("real", "kitti")
+
+
+@pytest.fixture(scope="session")
+def real_nuscenes() -> Path:
+    """A nuScenes root (v1.0-mini) with one real key frame and its labels (licence: not part of the repository)."""
+    return _folder("real", "nuscenes")

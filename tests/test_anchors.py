@@ -396,9 +396,9 @@ def test_a_proposal_is_the_gaussian_area_around_the_decoded_box(head):
     boxes, _ = head.decode_all(maps)
     expected = []
     for b, a, *_ in sorted(peaks, key=lambda peak: (peak[0], -peak[3])):
-        x, y, _, length, width, *_ = boxes[b, a].tolist()
+        length, width = boxes[b, a, 3:5].tolist()
         r = max(2, int(gaussian_radius(torch.tensor([length / 0.8]), torch.tensor([width / 0.8]))))
-        j, i = int(x / 0.8), int((y + 4.8) / 0.8)
+        i, j = divmod(a // 6, W)  # the cell that proposes
         expected.append([b, (j - r) * 0.8, -4.8 + (i - r) * 0.8, (j + r + 1) * 0.8, -4.8 + (i + r + 1) * 0.8])
     torch.testing.assert_close(regions, torch.tensor(expected), atol=1e-5, rtol=0)
     assert head.proposals(maps, 0.1, 1)[:, 0].tolist() == [0, 1]  # the limit is per scan

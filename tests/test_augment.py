@@ -1,5 +1,6 @@
 """Augmentation: what it must leave as it is, what must move together, and pasted objects that never touch another."""
 
+import math
 import os
 from dataclasses import replace
 
@@ -419,3 +420,23 @@ def test_pasted_points_stay_in_their_boxes_too(database):
     moved = recipe(frame, 2, database)
     for before, after in zip(pasted.boxes, moved.boxes, strict=True):
         assert np.array_equal(inside(pasted.points, before), inside(moved.points, after))
+
+
+def test_the_second_mirror_and_the_shift_move_velocities_as_they_should():
+    """Written out: front and back change places; a shift moves centres and leaves sizes, yaw and velocity alone."""
+    from data.augment import flip_front, shift
+
+    points = np.array([[1.0, 2.0, 3.0, 0.5]], dtype=np.float32)
+    boxes = np.array([[4.0, 5.0, 0.0, 3.0, 2.0, 1.0, 0.3, 6.0, 7.0]], dtype=np.float32)
+    frame = Frame("f", points, boxes, ("car",))
+    mirrored = flip_front(frame, np.random.default_rng(0), probability=1.0)
+    assert mirrored.points[0].tolist() == [-1, 2, 3, 0.5]
+    np.testing.assert_allclose(mirrored.boxes[0], [-4, 5, 0, 3, 2, 1, math.pi - 0.3, -6, 7], rtol=1e-6)
+    front = boxes[0, :2] + 1.5 * np.array([math.cos(0.3), math.sin(0.3)])  # the middle of the car's front
+    x, y, yaw = mirrored.boxes[0, [0, 1, 6]]
+    np.testing.assert_allclose([x + 1.5 * math.cos(yaw), y + 1.5 * math.sin(yaw)], [-front[0], front[1]], rtol=1e-5)
+    moved = shift(frame, np.random.default_rng(0), 0.5)
+    by = moved.points[0, :3] - points[0, :3]
+    assert np.abs(by).min() > 0 and moved.points[0, 3] == 0.5
+    np.testing.assert_allclose(moved.boxes[0, :3] - boxes[0, :3], by, rtol=1e-5)
+    assert moved.boxes[0, 3:].tolist() == boxes[0, 3:].tolist() and frame.boxes is boxes

@@ -56,7 +56,7 @@ def test_every_preset_is_a_teacher_or_the_student_of_one():
 @pytest.mark.parametrize("name", presets.PRESETS)
 def test_a_preset_is_made_for_its_data_set_and_refuses_others(name):
     made_for = {"sim", "kitti"} if "cpu" in name or name.startswith(("second", "pointpillars")) else {"nuscenes"}
-    made_for |= {"sim", "kitti"} if name.startswith("cp-voxel") and "cpu" not in name else set()
+    made_for |= {"sim", "kitti", "nuscenes"} if name.startswith("cp-voxel") else set()
     for data in ("sim", "kitti", "nuscenes"):
         if data in made_for:
             cfg = preset(name, data)

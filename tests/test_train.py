@@ -16,6 +16,7 @@ import train as train_module
 from cli import InputError
 from data.kitti import objects_from_boxes, read_calibration, write_objects
 from evaluate import detect, evaluate_detector, headline
+from presets import preset
 from tests.scenes import tiny_config, tiny_frames
 from train import check_finite, one_cycle, train
 from weights import load_detector, read_checkpoint
@@ -164,9 +165,9 @@ def test_a_student_learns_two_frames_by_heart_with_rdd(root, tmp_path):
     result = evaluate_detector(student, dataset, torch.device("cpu"))
     found = detect(student, dataset, torch.device("cpu"))
     for k, id in enumerate(frames):  # every object has one of the three best detections of its class within a metre
-        truth, best = dataset.objects(k), found[id]
-        for name, place in zip(truth.type, truth.location, strict=True):
-            near = np.linalg.norm(best.location[best.type == name][:3] - place, axis=1)
+        truth, (boxes, _, names) = dataset[k], found[id]
+        for name, box in zip(truth.names, truth.boxes, strict=True):
+            near = np.linalg.norm(boxes[np.array(names) == name][:3, :3] - box[:3], axis=1)
             assert len(near) and near.min() < 1.0, (id, name, near)
     assert set(headline(result)) == {"moderate_map_3d", "moderate_map_bev"}
 
@@ -231,3 +232,34 @@ def test_pairs_that_cannot_teach_are_refused():
     a = tiny_config()
     with pytest.raises(InputError, match="differ in classes"):
         train_module.check_pair(replace(a, classes=("Car",)), a)
+
+
+@pytest.mark.parametrize(("changes", "hint"), [
+    ({"classes": ("car", "Pedestrian", "Cyclist")}, "class 'car' .did you mean Car"),
+    ({"point_features": 5}, "expected KITTI's types and 4 values a point; it has 5 values"),
+    ({"head": "anchor", "anchors": ((4.0, 1.6, 1.5, -1.8, 0.6, 0.45),)}, "1 anchors for 3 classes"),
+    ({"voxel_size": (0.3, 0.2, 0.2)}, "expected a whole number"),
+])  # fmt: skip
+def test_a_preset_that_does_not_fit_is_refused_before_training(root, tmp_path, changes, hint):
+    with pytest.raises(InputError, match=hint):
+        train(config(root, **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_width_makes_a_student_of_any_preset_with_a_folder_of_its_own():
+    done = command("--teacher", "second-cpu", "--student", "second-cpu", "--width", "0.5", "--print-config")
+    shown = done.stdout.split("preset ")[2]
+    assert "width              (0.5, 0.5, 0.5)" in shown and "method             rdd" in shown
+    cfg = replace(preset("second-cpu"), width=(0.5, 0.5, 0.5), method="rdd")
+    assert train_module.run_name(cfg) == "sim-second-cpu-width0.5-rdd-seed0"
+    assert train_module.run_name(preset("second-cpu")) == "sim-second-cpu-seed0"
+    assert train_module.run_name(preset("second-s-cpu")) == "sim-second-s-cpu-rdd-seed0"
+
+
+def test_a_checkpoint_s_data_set_is_taken_without_being_named(root, tmp_path):
+    """A teacher trained on a KITTI root makes a KITTI student, not one that calls itself simulated; its classes stay its own."""
+    train(config(root, epochs=1, fov_only=True), tmp_path / "teacher", stop_after=1)
+    pair = ("--teacher", str(tmp_path / "teacher" / "last.pt"), "--student", "cp-voxel-xxs-cpu")
+    assert command(*pair, "--print-config").stdout.count("data               kitti") == 2
+    done = command(*pair, "--classes", "Car", "--paste", "1")
+    assert done.returncode == 2 and "differ in classes" in done.stderr
