@@ -23,6 +23,7 @@ def run_cli(main: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `... --help | head`
         sys.stderr.close()

@@ -124,7 +124,7 @@ def _parse_as(default: Any) -> Callable[[str], Any]:
         return _parse_bool
     if isinstance(default, tuple):
         item = type(default[0]) if default else str
-        return lambda text: tuple(item(x) for x in text.split(",") if x)
+        return lambda text: tuple(item(x.strip()) for x in text.split(",") if x.strip())
     return type(default)
 
 
@@ -142,8 +142,9 @@ def add_options(parser: argparse.ArgumentParser, groups: Iterable[str] = (DATA, 
         group = parser.add_argument_group(name)
         for f in (f for f in fields(Config) if f.metadata.get("group") == name):
             shown = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
+            flag = {"nargs": "?", "const": True} if isinstance(f.default, bool) else {}  # --inherit is --inherit on
             group.add_argument(
-                "--" + f.name.replace("_", "-"), dest=f.name, default=argparse.SUPPRESS, type=_parse_as(f.default),
+                "--" + f.name.replace("_", "-"), dest=f.name, default=argparse.SUPPRESS, type=_parse_as(f.default), **flag,
                 metavar="{" + ",".join(f.metadata["choices"]) + "}" if f.metadata["choices"] else "X",
                 help=f"{f.metadata['help']} [{shown}]".replace("%", "%%"))  # fmt: skip
 

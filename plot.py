@@ -329,6 +329,7 @@ def scene_main(words: list[str]) -> None:
     parser.add_argument("--root", required=True, help="folder that holds training/ with the frames")
     parser.add_argument("--frame", required=True, help="which one, e.g. 000008")
     parser.add_argument("--results", help="folder of result files (16 columns) to draw over the labels")
+    parser.add_argument("--score", type=float, default=0.3, help="draw detections from this score on [%(default)s]")
     parser.add_argument("--out", help="picture to write [FRAME.png]")
     parser.add_argument("--full-circle", action="store_true", help="also what the camera does not see")
     args = parser.parse_args(words)
@@ -340,8 +341,10 @@ def scene_main(words: list[str]) -> None:
     boxes, scores = {"ground truth": frame.boxes}, {}
     if args.results:
         objects = read_objects(Path(args.results) / f"{frame.id}.txt", scored=True)
-        boxes["detections"] = boxes_from_objects(objects, data.calibration(0))
-        scores["detections"] = objects.score
+        good = objects.score >= args.score
+        boxes["detections"] = boxes_from_objects(objects, data.calibration(0))[good]
+        scores["detections"] = objects.score[good]
+        title += f", {good.sum()} detections from {args.score:g} on"
     panel = {"title": title, "points": frame.points, "boxes": boxes, "scores": scores,
              "names": {"ground truth": frame.names}}  # fmt: skip
     out = args.out or f"{frame.id}.png"

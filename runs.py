@@ -42,6 +42,21 @@ def machine() -> str:
     return f"{os.cpu_count()} cores, {platform.machine()}, {gpu}, torch {torch.__version__.split('+')[0]}"
 
 
+def check_same_run(folder: Path, cfg: Config) -> dict[str, Any] | None:
+    """The last checkpoint in a folder, or None. Raises InputError when it is another run's, naming what differs."""
+    last = folder / "last.pt"
+    if not last.is_file():
+        return None
+    content = read_checkpoint(last)
+    before, now = (json.loads(json.dumps(c)) for c in (content["config"], to_json(cfg)))
+    for k in now:
+        if now[k] != before.get(k):
+            advice = f"; to keep it as the teacher: --teacher {last}" if before.get("method") == "none" else ""
+            raise InputError(f"{folder} holds a run with {k} = {before.get(k)}, this one has {now[k]}; choose another --name"
+                             f" or --runs, or delete the folder{advice}")  # fmt: skip
+    return content
+
+
 class RunFolder:
     """runs/NAME: config.json, command.txt, environment.txt, metrics.jsonl, last.pt, best.pt."""
 
@@ -59,14 +74,7 @@ class RunFolder:
             if parallel.rank() == 0:
                 self._begin()
             return 0
-        content = read_checkpoint(last)
-        before, now = content["config"], json.loads(json.dumps(to_json(self.cfg)))
-        before = json.loads(json.dumps(before))
-        changed = [k for k in now if now[k] != before.get(k)]
-        if changed:
-            k = changed[0]
-            raise InputError(f"{self.path} holds a run with {k} = {before.get(k)}, this one has {now[k]}; choose another "
-                             f"--name or --runs, or delete the folder; to keep a trained teacher: --teacher {last}")  # fmt: skip
+        content = check_same_run(self.path, self.cfg)
         load_weights(self.student, content["model"], last)
         if self.distil is not None:
             load_weights(self.distil, content["distil"], last)
@@ -79,7 +87,10 @@ class RunFolder:
         return content["step"]
 
     def _begin(self) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.path}: the folder of the run cannot be made ({error.strerror or error})") from None
         (self.path / "config.json").write_text(json.dumps(to_json(self.cfg), indent=1))
         (self.path / "command.txt").write_text(shlex.join(sys.argv) + "\n")
         (self.path / "environment.txt").write_text(

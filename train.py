@@ -194,6 +194,8 @@ def prepare_data(cfg: Config, workers: int) -> Config:
 
         parallel.start()
         root = Path(cfg.root) if cfg.root else DEFAULT_ROOT["sim"]
+        if cfg.root and not root.is_dir():
+            raise InputError(f"--root {root}: no such folder; make a simulated set there: python -m data.simulate --out {root}")
         if parallel.rank() == 0 and not (root / "ImageSets" / "val.txt").is_file():
             from data.simulate import simulate
 
@@ -288,9 +290,14 @@ def run_jobs(cfg_t: Config | None, checkpoint: Path | None, cfg_s: Config | None
     """Teacher (loaded, or trained first), its AP, then the student."""
     from data.batch import open_data
     from evaluate import evaluate_detector, headline
+    from runs import check_same_run
     from weights import load_detector
 
     base = prepare_data(cfg_s or cfg_t, args["workers"])
+    if cfg_s is not None:
+        cfg_s = replace(cfg_s, root=base.root)
+        folder = args["runs"] / (args["name"] or run_name(cfg_s))
+        check_same_run(folder, cfg_s)  # before hours go into a teacher
     teacher = None
     if cfg_t is not None:
         cfg_t = replace(cfg_t, root=base.root)
@@ -301,7 +308,6 @@ def run_jobs(cfg_t: Config | None, checkpoint: Path | None, cfg_s: Config | None
             teacher = train(cfg_t, args["runs"] / name, None, args["workers"], None if cfg_s else args["stop_after"])
     if cfg_s is None:
         return
-    cfg_s = replace(cfg_s, root=base.root)
     if teacher is not None:
         # A teacher that was loaded wrongly teaches nonsense, silently: look at its AP before a long run.
         import parallel
@@ -310,7 +316,7 @@ def run_jobs(cfg_t: Config | None, checkpoint: Path | None, cfg_s: Config | None
         score = headline(evaluate_detector(teacher.to(device), open_data(cfg_s, "val"), device))
         if parallel.rank() == 0:
             print("teacher: " + ", ".join(f"{k} {v:.2f}" for k, v in score.items()) + "  (if this is low, stop here)")
-    train(cfg_s, args["runs"] / (args["name"] or run_name(cfg_s)), teacher, args["workers"], args["stop_after"])
+    train(cfg_s, folder, teacher, args["workers"], args["stop_after"])
 
 
 if __name__ == "__main__":

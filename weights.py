@@ -53,7 +53,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     content = _load(Path(path), "a checkpoint written by train.py")
     if not isinstance(content, dict) or content.get("format") != 1 or "model" not in content:
         found = f"a dict with keys {sorted(map(str, content))[:6]}" if isinstance(content, dict) else type(content).__name__
-        raise InputError(f"{path}: expected a checkpoint written by train.py (format 1), found {found}")
+        hint = "; OpenPCDet's are read by: python detector.py import" if "model_state" in found else ""
+        raise InputError(f"{path}: expected a checkpoint written by train.py (format 1), found {found}{hint}")
     return content
 
 

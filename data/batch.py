@@ -32,7 +32,7 @@ class Batch:
     points: Tensor  # (N, 1 + F): number of the scan, then the point
     boxes: list[Tensor]  # per scan (M, 7), nuScenes (M, 9)
     labels: list[Tensor]  # per scan (M,) int64, index into Config.classes
-    dropped: dict[str, int]  # scans that had points that are not finite, and how many were left out
+    dropped: dict[str, int]  # scans with points that are not finite, and how many were left out; 0: a scan without points
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -54,14 +54,15 @@ def collate(frames: list[Frame], cfg: Config) -> Batch:
         known = [i for i, name in enumerate(frame.names) if name in cfg.classes]
         boxes.append(torch.from_numpy(frame.boxes[known].astype(np.float32)))
         labels.append(torch.tensor([cfg.classes.index(frame.names[i]) for i in known], dtype=torch.int64))
-    dropped = {frame.id: frame.dropped for frame in frames if frame.dropped}
+    dropped = {frame.id: frame.dropped for frame in frames if frame.dropped or not len(frame.points)}
     return Batch([f.id for f in frames], torch.from_numpy(np.concatenate(points)), boxes, labels, dropped)
 
 
 def report_dropped(batch: Batch, told: set[str]) -> None:
-    """Say once per scan that points were left out because they are not finite."""
+    """Say once per scan that points were left out because they are not finite, or that it has none at all."""
     for id in batch.dropped.keys() - told:
-        tqdm.write(f"frame {id}: {batch.dropped[id]} points are NaN or infinite and were left out")
+        count = batch.dropped[id]
+        tqdm.write(f"frame {id}: " + (f"{count} points are NaN or infinite and were left out" if count else "has no points"))
         told.add(id)
 
 

@@ -264,4 +264,4 @@ def test_a_plateau_is_cut_to_the_limit_and_untrained_maps_give_no_crash(head):
 
 def test_start_probability_is_a_tenth():
     head = CenterHead(preset("cp-voxel-cpu"), 128, G)
-    assert float(head.tasks[0]["heatmap"][-1].bias[0].sigmoid()) == pytest.approx(0.1, abs=0.01)
+    assert float(head.tasks[0]["heatmap"][-1].bias[0].detach().sigmoid()) == pytest.approx(0.1, abs=0.01)
