@@ -21,7 +21,7 @@ from data import Frame
 
 
 def augment(frame: Frame, rng: np.random.Generator, database: "ObjectDatabase | None", counts: dict[str, int],
-            flip: bool, rotation: float, scaling: tuple[float, float], flip_x: bool = False,
+            flip: bool, rotation: float, scaling: tuple[float, float], flip_both: bool = False,
             translation: float = 0.0) -> Frame:  # fmt: skip
     """Ground-truth paste, mirrors, rotation in +- `rotation` rad, scaling in `scaling`, shift: SECOND's recipe and order;
     the second mirror and the shift are CenterPoint's for nuScenes."""
@@ -29,8 +29,8 @@ def augment(frame: Frame, rng: np.random.Generator, database: "ObjectDatabase | 
         frame = paste(frame, rng, database, counts)
     if flip:
         frame = flip_y(frame, rng)
-    if flip_x:
-        frame = flip_front(frame, rng)
+    if flip_both:
+        frame = flip_x(frame, rng)
     if rotation:
         frame = rotate(frame, rng, rotation)
     frame = scale(frame, rng, *scaling)
@@ -39,25 +39,20 @@ def augment(frame: Frame, rng: np.random.Generator, database: "ObjectDatabase | 
 
 def flip_y(frame: Frame, rng: np.random.Generator, probability: float = 0.5) -> Frame:
     """Mirror left and right: y, yaw and vy change sign."""
-    if rng.random() >= probability:
-        return frame
-    points, boxes = frame.points.copy(), frame.boxes.copy()
-    points[:, 1] *= -1
-    boxes[:, 1] *= -1
-    boxes[:, 6] = wrap_angle(-boxes[:, 6])
-    boxes[:, 8:] *= -1
-    return replace(frame, points=points, boxes=boxes)
+    return _mirror(frame, 1) if rng.random() < probability else frame
 
 
-def flip_front(frame: Frame, rng: np.random.Generator, probability: float = 0.5) -> Frame:
+def flip_x(frame: Frame, rng: np.random.Generator, probability: float = 0.5) -> Frame:
     """Mirror front and back: x and vx change sign, yaw becomes pi - yaw."""
-    if rng.random() >= probability:
-        return frame
+    return _mirror(frame, 0) if rng.random() < probability else frame
+
+
+def _mirror(frame: Frame, axis: int) -> Frame:
     points, boxes = frame.points.copy(), frame.boxes.copy()
-    points[:, 0] *= -1
-    boxes[:, 0] *= -1
-    boxes[:, 6] = wrap_angle(np.pi - boxes[:, 6])
-    boxes[:, 7:8] *= -1
+    points[:, axis] *= -1
+    boxes[:, axis] *= -1
+    boxes[:, 6] = wrap_angle((0 if axis == 1 else np.pi) - boxes[:, 6])
+    boxes[:, 7 + axis : 8 + axis] *= -1  # the velocity, if there is one
     return replace(frame, points=points, boxes=boxes)
 
 

@@ -424,12 +424,12 @@ def test_pasted_points_stay_in_their_boxes_too(database):
 
 def test_the_second_mirror_and_the_shift_move_velocities_as_they_should():
     """Written out: front and back change places; a shift moves centres and leaves sizes, yaw and velocity alone."""
-    from data.augment import flip_front, shift
+    from data.augment import flip_x, shift
 
     points = np.array([[1.0, 2.0, 3.0, 0.5]], dtype=np.float32)
     boxes = np.array([[4.0, 5.0, 0.0, 3.0, 2.0, 1.0, 0.3, 6.0, 7.0]], dtype=np.float32)
     frame = Frame("f", points, boxes, ("car",))
-    mirrored = flip_front(frame, np.random.default_rng(0), probability=1.0)
+    mirrored = flip_x(frame, np.random.default_rng(0), probability=1.0)
     assert mirrored.points[0].tolist() == [-1, 2, 3, 0.5]
     np.testing.assert_allclose(mirrored.boxes[0], [-4, 5, 0, 3, 2, 1, math.pi - 0.3, -6, 7], rtol=1e-6)
     front = boxes[0, :2] + 1.5 * np.array([math.cos(0.3), math.sin(0.3)])  # the middle of the car's front
