@@ -21,7 +21,7 @@ from torch import nn
 
 import parallel
 from cli import InputError
-from config import Config, to_json
+from config import Config, from_json, to_json
 from detector import Detector
 from evaluate import evaluate_detector, headline
 from weights import load_weights, read_checkpoint, save_checkpoint
@@ -48,11 +48,11 @@ def check_same_run(folder: Path, cfg: Config) -> dict[str, Any] | None:
     if not last.is_file():
         return None
     content = read_checkpoint(last)
-    before, now = (json.loads(json.dumps(c)) for c in (content["config"], to_json(cfg)))
+    before, now = to_json(from_json(content["config"])), to_json(cfg)  # options that are younger than the run: their defaults
     for k in now:
-        if now[k] != before.get(k):
-            advice = f"; to keep it as the teacher: --teacher {last}" if before.get("method") == "none" else ""
-            raise InputError(f"{folder} holds a run with {k} = {before.get(k)}, this one has {now[k]}; choose another --name"
+        if now[k] != before[k]:
+            advice = f"; to keep it as the teacher: --teacher {last}" if before["method"] == "none" else ""
+            raise InputError(f"{folder} holds a run with {k} = {before[k]}, this one has {now[k]}; choose another --name"
                              f" or --runs, or delete the folder{advice}")  # fmt: skip
     return content
 
@@ -69,12 +69,11 @@ class RunFolder:
 
     def restore(self) -> int:
         """The step to go on from: 0 in a new folder, else where last.pt stands. Raises InputError for another config."""
-        last = self.path / "last.pt"
-        if not last.is_file():
+        last, content = self.path / "last.pt", check_same_run(self.path, self.cfg)
+        if content is None:
             if parallel.rank() == 0:
                 self._begin()
             return 0
-        content = check_same_run(self.path, self.cfg)
         load_weights(self.student, content["model"], last)
         if self.distil is not None:
             load_weights(self.distil, content["distil"], last)
