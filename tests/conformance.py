@@ -325,7 +325,8 @@ class Case:
     # -------------------------------------------------------------- heads: training targets
 
     def centre_targets(self, output) -> None:
-        z, head, width = self.z, output.head, output.neck.shape[3]
+        z, head = self.z, output.head
+        height, width = output.neck.shape[2:]
         for t, task in enumerate(output.maps):
             target = head.targets(t, self.batch.boxes, self.batch.labels, task["heatmap"].shape)
             expected = np.zeros(tuple(z[f"tgt{t}_hm_shape"]), dtype=np.float32)
@@ -334,9 +335,8 @@ class Case:
             self.add(f"target {t}: heat map", float(worst), "feature")
             kept = z[f"tgt{t}_mask"].astype(bool)  # (B, M), objects of a scan in their order
             b, i, j = target["cell"].unbind(1)
-            inds = np.concatenate([np.full((kept.sum(), 1), 0)[:, 0] + np.nonzero(kept)[0] * output.neck.shape[2] * width
-                                   + z[f"tgt{t}_inds"][kept]])  # fmt: skip
-            self.add(f"target {t}: cells", differing(b * output.neck.shape[2] * width + i * width + j, inds), "exact")
+            theirs = np.nonzero(kept)[0] * height * width + z[f"tgt{t}_inds"][kept]
+            self.add(f"target {t}: cells", differing((b * height + i) * width + j, theirs), "exact")
             self.add(f"target {t}: codes", distance(target["code"], z[f"tgt{t}_boxes"][kept]), "feature")
 
     def anchor_targets(self, output) -> None:

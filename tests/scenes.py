@@ -1,8 +1,9 @@
-"""Tiny frames and configs that several tests share: one car-sized and one person-sized cluster on a plane."""
+"""What several tests share: tiny frames and configs (clusters on a plane), and a comparison of nested numbers."""
 
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from config import Config
 from data import Frame
@@ -30,3 +31,15 @@ def tiny_frame(seed: int) -> Frame:
 
 def tiny_frames(n: int) -> list[Frame]:
     return [tiny_frame(i) for i in range(n)]
+
+
+def assert_same(found, expected, tolerance: float, where: tuple = ()) -> None:
+    """Same keys, same None, numbers within the tolerance."""
+    if isinstance(expected, dict):
+        assert isinstance(found, dict) and set(found) == set(expected), (where, found, expected)
+        for key in expected:
+            assert_same(found[key], expected[key], tolerance, (*where, key))
+    elif expected is None or found is None:
+        assert found is expected, (where, found, expected)
+    else:
+        assert found == pytest.approx(expected, abs=tolerance), where

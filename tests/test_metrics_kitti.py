@@ -12,6 +12,7 @@ import pytest
 from cli import InputError
 from data.kitti_files import Objects, read_objects
 from metrics import kitti as K
+from tests.scenes import assert_same
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 EDGE = ("few_gt height_boundary near_perfect negative_scores neighbours_and_dontcare no_alpha no_detections "
@@ -25,18 +26,6 @@ def read_case(folder: Path) -> tuple[list[Objects], list[Objects]]:
     names = sorted(path.name for path in (folder / "label_2").glob("*.txt"))
     labels = [read_objects(folder / "label_2" / name, scored=False) for name in names]
     return labels, [read_objects(folder / "pred" / name, scored=True) for name in names]
-
-
-def assert_same(found, expected, tolerance: float, where: tuple = ()) -> None:
-    """Same keys, same None, numbers within the tolerance."""
-    if isinstance(expected, dict):
-        assert isinstance(found, dict) and set(found) == set(expected), (where, found, expected)
-        for key in expected:
-            assert_same(found[key], expected[key], tolerance, (*where, key))
-    elif expected is None or found is None:
-        assert found is expected, (where, found, expected)
-    else:
-        assert found == pytest.approx(expected, abs=tolerance), where
 
 
 @pytest.mark.parametrize("name", ["main", *EDGE])

@@ -15,6 +15,7 @@ import pytest
 import evaluate
 from cli import InputError
 from metrics import nuscenes as N
+from tests.scenes import assert_same
 
 ROOT = Path(__file__).resolve().parents[1]
 EDGE = ("class_absent class_never_predicted large_errors low_recall no_velocity one_sample one_sample_predicted "
@@ -24,18 +25,6 @@ NAN = math.nan
 
 
 # ---- the official evaluator's own numbers
-
-
-def assert_same(found, expected, tolerance: float, where: tuple = ()) -> None:
-    """Same keys, same None, numbers within the tolerance."""
-    if isinstance(expected, dict):
-        assert isinstance(found, dict) and set(found) == set(expected), (where, found, expected)
-        for key in expected:
-            assert_same(found[key], expected[key], tolerance, (*where, key))
-    elif expected is None or found is None:
-        assert found is expected, (where, found, expected)
-    else:
-        assert found == pytest.approx(expected, abs=tolerance), where
 
 
 def arguments(folder: Path) -> list[str]:
