@@ -1,0 +1,59 @@
+"""All benchmarks: one table, one JSON, one picture.   (after: __init__.py)
+
+    python -m benchmarks                                          every subject (make bench); minutes
+    python -m benchmarks sparse boxes                             some
+    python -m benchmarks --json results/bench.json --figure docs/bench.png
+
+Each subject runs in a process of its own: what one leaves in memory or sets for the threads does not meet the next.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from cli import ArgumentParser, InputError, did_you_mean, run_cli
+
+SUBJECTS = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
+
+
+def measure(subject: str, repeats: int) -> dict:
+    """The record of one subject, as its own --json writes it; its rows are printed on the way."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.json"
+        done = subprocess.run([sys.executable, "-m", f"benchmarks.{subject}", "--repeats", str(repeats), "--json", str(path)],
+                              cwd=Path(__file__).parents[1], check=False)  # fmt: skip
+        if done.returncode:
+            raise InputError(f"benchmarks/{subject}.py: ended with status {done.returncode}")
+        return json.loads(path.read_text())
+
+
+def main() -> None:
+    p = ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    p.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"which of {', '.join(SUBJECTS)} [all]")
+    p.add_argument("--repeats", type=int, default=7, metavar="N", help="turns after a warm-up [%(default)s]")
+    p.add_argument("--json", type=Path, metavar="OUT", help="write the rows for machines (table.py reads results/bench.json)")
+    p.add_argument("--figure", type=Path, metavar="PNG", help="draw the ratios")
+    args = p.parse_args()
+    for name in args.subjects:
+        if name not in SUBJECTS:
+            raise InputError(f"unknown subject {name!r}{did_you_mean(name, SUBJECTS)}")
+    records = [measure(name, args.repeats) for name in args.subjects or SUBJECTS]
+    record = records[0] | {"command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+                           "rows": [row for part in records for row in part["rows"]]}  # fmt: skip
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        temporary = args.json.with_suffix(".tmp")
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
+        os.replace(temporary, args.json)
+    if args.figure:
+        from plot import ratios
+
+        ratios(args.figure, record["rows"])
+
+
+if __name__ == "__main__":
+    run_cli(main)
