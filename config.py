@@ -82,7 +82,8 @@ class Config:
     loc_weight: float = opt(2.0, "gamma of Eq. 10, the weight of box regression", OPTIM)
     # DIFFERS: the paper's framework puts nuScenes' 0.2 on the velocities; OpenPCDet's list falls on rot, and is ours.
     code_weights: tuple[float, ...] = opt((1.0,) * 8, "centre head: offset x, y, z, log l, w, h, cos, sin, vx, vy", OPTIM)
-    amp: bool = opt(True, "float16 autocast with loss scaling; acts on CUDA only", OPTIM)
+    amp: str = opt("float16", "mixed precision: float16, with loss scaling, on CUDA only; bfloat16 on CPUs that compute in it"
+                              " too, nearly twice as fast there", OPTIM, ("off", "float16", "bfloat16"))  # fmt: skip
     # ---- distillation: rdd.py says what each reading means
     inherit: bool = opt(False, "start from the teacher's first channels (SparseKD's TGI)", DISTIL)
     method: str = opt("none", "what the student learns from its teacher", DISTIL, ("none", "rdd"))
@@ -190,6 +191,8 @@ def from_json(values: dict[str, Any]) -> Config:
     for key in values:
         if key not in known:
             raise InputError(f"config: unknown field {key!r}{did_you_mean(key, known)}")
+    if isinstance(values.get("amp"), bool):  # checkpoints of before bfloat16
+        values = {**values, "amp": "float16" if values["amp"] else "off"}
     return Config(**{k: _tuples(v) for k, v in values.items()})
 
 

@@ -77,7 +77,10 @@ class Detector(nn.Module):
         return Input(batch.points, voxels, len(batch), {})
 
     def forward(self, x: Input) -> Output:
-        bev = self.encoder(x).contiguous(memory_format=torch.channels_last)  # (B, C, H, W)
+        device = x.points.device.type
+        half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+        with torch.autocast(device, torch.float16, enabled=half):  # bfloat16 is for the dense layers: spconv does not know it
+            bev = self.encoder(x).contiguous(memory_format=torch.channels_last)  # (B, C, H, W)
         neck = self.backbone(bev)  # (B, N, H', W')
         return Output(neck, self.head(neck), self.head.geometry, self.head)
 

@@ -63,7 +63,9 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
 
     parameters = list(student.parameters()) + (list(distil.parameters()) if distil else [])
     optimizer = torch.optim.AdamW(parameters, lr=cfg.lr, weight_decay=cfg.weight_decay, betas=(0.95, 0.99))
-    scaler = torch.amp.GradScaler(device.type, enabled=cfg.amp and device.type == "cuda")
+    amp = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(cfg.amp)
+    amp = None if amp == torch.float16 and device.type == "cpu" else amp  # no CPU is fast in float16
+    scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
     training = TrainingFrames(frames, cfg, object_database(cfg, frames))
     per_epoch = steps_per_epoch(len(training), cfg.batch_size)
     last_step = per_epoch * cfg.epochs
@@ -82,7 +84,7 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
             group["lr"], group["betas"] = lr, (beta1, 0.99)
 
         batch, pairs, distillation = batch.to(device), {}, {}
-        with torch.autocast(device.type, dtype=torch.float16, enabled=scaler.is_enabled()):
+        with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
             x = student.prepare(batch)
             if distil is not None:
                 with torch.no_grad():

@@ -124,6 +124,10 @@ def test_unknown_preset_and_field():
         from_json({"epoch": 3})
 
 
+def test_a_config_of_before_bfloat16_is_read():
+    assert (from_json({"amp": True}).amp, from_json({"amp": False}).amp) == ("float16", "off")
+
+
 def test_every_option_changes_the_config_and_is_shown():
     shown = config.show(Config())
     for f in fields(Config):
