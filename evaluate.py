@@ -19,11 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli import ArgumentParser, InputError, did_you_mean, run_cli
+from config import MODEL, add_options
 
 if TYPE_CHECKING:
     from data.kitti import Kitti
     from data.nuscenes import NuScenes
     from detector import Detector
+
+
+DECODING = ("score_threshold", "nms_iou", "circle_nms", "max_detections")  # what may differ from training
 
 
 def detect(detector: "Detector", dataset: "Kitti | NuScenes", device: Any, batch_size: int = 4) -> dict[str, tuple]:
@@ -212,6 +216,7 @@ def parser() -> ArgumentParser:
     p.add_argument("--batch-size", type=int, default=4, metavar="X", help="scans at a time [4]")
     p.add_argument("--export", type=Path, metavar="DIR", help="write the official result files here")
     p.add_argument("--json", type=Path, metavar="OUT", help="also write all numbers here")
+    add_options(p, (MODEL,), only=DECODING)
     return p
 
 
@@ -227,7 +232,7 @@ def main() -> None:
     from weights import load_detector
 
     _, _, device = parallel.start()
-    detector, content = load_detector(args.checkpoint)
+    detector, content = load_detector(args.checkpoint, **{k: getattr(args, k) for k in DECODING if hasattr(args, k)})
     cfg = replace(detector.cfg, root=args.root or detector.cfg.root, data=args.data or detector.cfg.data,
                   version=args.version or detector.cfg.version)  # fmt: skip
     frames = tuple(args.frames.split(",")) if args.frames else cfg.frames
