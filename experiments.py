@@ -77,6 +77,7 @@ def pictures(seed: int, runs: Path, out: Path) -> None:
     import torch
 
     import plot
+    from curves import curves
     from data.batch import collate, open_data
     from rdd import RDD
     from weights import load_detector
@@ -115,7 +116,7 @@ def pictures(seed: int, runs: Path, out: Path) -> None:
                  *(seen[k].numpy() for k in ("side", "d", "m")), cfg.point_range, boxes=batch.boxes[0].numpy(),
                  title=f"region pairs of frame {frame.id}")  # fmt: skip
     names = {"teacher": "teacher", "none": "student", "rdd": "student + RDD", "equal-time": "student, RDD's time"}
-    plot.curves(out / "curves.png", [(label, folder) for name, label in names.items()
+    curves(out / "curves.png", [(label, folder) for name, label in names.items()
                                      for folder in sorted(runs.glob(f"{name}-seed*"))])  # fmt: skip
 
 
