@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli import ArgumentParser, InputError, did_you_mean, run_cli
-from config import MODEL, add_options
+from config import MODEL, Config, add_options
 
 if TYPE_CHECKING:
     from data.kitti import Kitti
@@ -71,17 +71,26 @@ def evaluate_detector(detector: "Detector", dataset: "Kitti | NuScenes", device:
 
 
 def kitti_scores(dataset: "Kitti", found: dict[str, tuple], export: Path | None, classes: tuple[str, ...]) -> dict:
-    """KITTI's metrics. Objects that do not project into the image are left out, as in every KITTI submission."""
+    """KITTI's metrics; with `export`, result files too."""
     import parallel
-    from data.kitti import image_size, objects_from_boxes, write_objects
+    from data.kitti import write_objects
     from metrics.kitti import evaluate
 
-    objects = [objects_from_boxes(boxes, names, scores, dataset.calibration(i), image_size(dataset.root, id, dataset.folder))
-               for i, id in enumerate(dataset.ids) for boxes, scores, names in [found[id]]]  # fmt: skip
+    labels, objects = kitti_objects(dataset, found)
     if export is not None and parallel.rank() == 0:
         for id, what in zip(dataset.ids, objects, strict=True):
             write_objects(export / f"{id}.txt", what)
-    return evaluate([dataset.objects(i) for i in range(len(dataset))], objects, classes)
+    return evaluate(labels, objects, classes)
+
+
+def kitti_objects(dataset: "Kitti", found: dict[str, tuple]) -> tuple[list, list]:
+    """Labels and detections of every frame, in KITTI's columns. Objects that do not project into the image are left out,
+    as in every KITTI submission."""
+    from data.kitti import image_size, objects_from_boxes
+
+    objects = [objects_from_boxes(boxes, names, scores, dataset.calibration(i), image_size(dataset.root, id, dataset.folder))
+               for i, id in enumerate(dataset.ids) for boxes, scores, names in [found[id]]]  # fmt: skip
+    return [dataset.objects(i) for i in range(len(dataset))], objects
 
 
 def nuscenes_scores(dataset: "NuScenes", found: dict[str, tuple], export: Path | None) -> dict:
@@ -98,6 +107,39 @@ def nuscenes_scores(dataset: "NuScenes", found: dict[str, tuple], export: Path |
         write_json(path, dataset.submission(found))
         result, _ = evaluate(dataset.tables, dataset.ids, path)
     return result
+
+
+def resampled(dataset: "Kitti | NuScenes", found: dict[str, tuple], cfg: Config, draws: int = 200) -> dict[str, list[float]]:
+    """`headline` on bootstrap samples of a data set, {name: (draws,)}: how much its frames alone could have changed.
+
+    Frames are drawn with replacement, on nuScenes whole scenes, whose frames are alike. Draw k is the same for every
+    detector: the differences of two detectors are paired.
+    """
+    import tempfile
+
+    import numpy as np
+
+    if cfg.data == "nuscenes":
+        from metrics.nuscenes import curves, draw_samples, load, nothing_found, summary
+
+        group = dataset.scenes()
+        if any(len(boxes) for boxes, *_ in found.values()):
+            with tempfile.TemporaryDirectory() as temporary:
+                write_json(path := Path(temporary) / "results.json", dataset.submission(found))
+                labels, predictions, ego, _ = load(dataset.tables, dataset.ids, path)
+            score = lambda i: summary(curves(draw_samples(labels, i), draw_samples(predictions, i), ego[i]))  # noqa: E731
+        else:
+            score = lambda _: nothing_found()  # noqa: E731
+    else:
+        from metrics.kitti import evaluate
+
+        group = np.arange(len(dataset))
+        truth, objects = kitti_objects(dataset, found)
+        score = lambda i: evaluate([truth[k] for k in i], [objects[k] for k in i], cfg.classes)  # noqa: E731
+    rng, groups = np.random.default_rng(0), [np.flatnonzero(group == g) for g in np.unique(group)]
+    rows = [headline(score(np.concatenate([groups[g] for g in rng.integers(len(groups), size=len(groups))])))
+            for _ in range(draws)]  # fmt: skip
+    return {name: [round(row[name], 3) for row in rows] for name in rows[0]}
 
 
 def headline(result: dict) -> dict[str, float]:
