@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import amount
 from cli import ArgumentParser, InputError, run_cli
 from experiments import ALONE, SUITES, TEACHER, equal_epochs, longer_name, read_records
 
@@ -206,9 +207,22 @@ def sheet_table() -> str:
     return markdown(json.loads((ROOT / "results" / "sheet.json").read_text()))
 
 
+def bench_table() -> str:
+    """results/bench.json, as `python -m benchmarks --json` wrote it; a dash in every place without it."""
+    path = ROOT / "results" / "bench.json"
+    record = json.loads(path.read_text()) if path.is_file() else {"rows": []}
+    lines = ["what case ours against theirs ratio goal note".split(), ["---", "---", "--:", "---", *["--:"] * 3, "---"]]
+    for row in record["rows"]:
+        ratio, goal = (DASH if row[key] is None else f"{row[key]:.2f}" for key in ("ratio", "goal"))
+        ours, theirs = amount(row["ours"], row["unit"]), amount(row["theirs"], row["unit"]) if row["peer"] else DASH
+        lines.append([row["subject"], row["case"], ours, row["peer"] or DASH, theirs, ratio, goal, row["note"]])
+    text = "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return text + (f"\n\n`{record['command']}`, {record['date']}, {record['machine']}." if record["rows"] else "")
+
+
 def fill(readme: str) -> str:
     """The README's text with every table made anew."""
-    tables = {"readings": readings_table, "sheet": sheet_table}
+    tables = {"readings": readings_table, "sheet": sheet_table, "bench": bench_table}
     tables |= {name: lambda name=name: suite_table(name, ROOT / "results" / name) for name in SUITES}
 
     def table(match: re.Match) -> str:

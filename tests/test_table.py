@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import table
+from benchmarks import Row
 from cli import InputError
 from experiments import Suite, longer_name
 
@@ -110,6 +111,19 @@ def test_the_paper_s_figures_stand_in_their_own_column(write, monkeypatch):
     text = table.suite_table("trial", write("other", "none", 0, 1.0))
     assert cells(text, "`second-s-cpu` + RDD")["paper"] == "68.2" and cells(text, "`second-s-cpu` + RDD")["mAP 3D"] == "—"
     assert cells(text, "`second-s-cpu` + hint")["paper"] == "—"
+
+
+def test_benchmarks_say_what_was_not_measured_and_how_the_rest_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "ROOT", tmp_path)
+    assert len(table.bench_table().splitlines()) == 2, "nothing measured yet: no row"
+    (tmp_path / "results").mkdir()
+    rows = [Row("boxes", "1000 | pairs", 0.0123, "shapely", 1.5, 121.95, 20.0), Row("gpu", "a step", None, unit="GB")]
+    record = {"command": "python -m benchmarks", "date": "2026-01-02", "machine": "2 cores", "rows": [vars(row) for row in rows]}
+    (tmp_path / "results" / "bench.json").write_text(json.dumps(record))
+    _, _, first, second, _, said = table.bench_table().splitlines()
+    assert first == "| boxes | 1000 \\| pairs | 12.3 ms | shapely | 1.5 s | 121.95 | 20.00 |  |"
+    assert second == "| gpu | a step | not measured | — | — | — | — |  |"
+    assert said == "`python -m benchmarks`, 2026-01-02, 2 cores."
 
 
 def test_fill_replaces_tables_and_nothing_else():
