@@ -30,8 +30,9 @@ class Config:
 
     preset: str = "custom"  # which preset function made it; informative only
     # ---- data: the same for teacher and student
-    data: str = opt("sim", "data set; sim = the embedded simulator's KITTI-like set", DATA, ("sim", "kitti", "nuscenes"))
-    root: str = opt("", "folder of the data set; sim: made on first use (default datasets/sim-kitti)", DATA)
+    data: str = opt("sim", "data set; sim and sim-nuscenes are made by the embedded simulator, in KITTI's and nuScenes' layouts",
+                    DATA, ("sim", "sim-nuscenes", "kitti", "nuscenes"))
+    root: str = opt("", "folder of the data set; simulated ones are made on first use (default datasets/sim-...)", DATA)
     frames: tuple[str, ...] = opt((), "train AND evaluate on these frames only, e.g. 000000,000003", DATA)
     version: str = opt("v1.0-trainval", "nuScenes: whose tables; v1.0-mini, v1.0-trainval, v1.0-test", DATA)
     sweeps: int = opt(1, "nuScenes: scans merged into one frame, the key frame counted; published: 10", DATA)
@@ -110,6 +111,11 @@ class Config:
     def widths(self, part: int, channels: Iterable[int]) -> tuple[int, ...]:
         """Channels of part 0 (encoder), 1 (BEV + neck) or 2 (head) at this config's width; SparseKD's rule int(c * width)."""
         return tuple(int(c * self.width[part]) for c in channels)
+
+    @property
+    def layout(self) -> str:
+        """Whose files, classes and metrics: kitti or nuscenes."""
+        return "nuscenes" if "nuscenes" in self.data else "kitti"
 
     @property
     def task_classes(self) -> tuple[tuple[str, ...], ...]:

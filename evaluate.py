@@ -65,7 +65,7 @@ def evaluate_detector(detector: "Detector", dataset: "Kitti | NuScenes", device:
     found = detect(detector, dataset, device, batch_size)
     if export is not None and parallel.rank() == 0:
         export.mkdir(parents=True, exist_ok=True)
-    if detector.cfg.data == "nuscenes":
+    if detector.cfg.layout == "nuscenes":
         return nuscenes_scores(dataset, found, export)
     return kitti_scores(dataset, found, export, detector.cfg.classes)
 
@@ -283,7 +283,7 @@ def main() -> None:
           + (f" (split {args.split})" if not frames else " (given by --frames)"))  # fmt: skip
     result = evaluate_detector(detector.to(device), dataset, device, args.batch_size, args.export)
     if parallel.rank() == 0:
-        if cfg.data == "nuscenes":
+        if cfg.layout == "nuscenes":
             print(", ".join(f"{name} {value:.2f}" for name, value in headline(result).items()))
         else:
             labels = [dataset.objects(i) for i in range(len(dataset))]
