@@ -8,12 +8,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo lint
+.PHONY: help setup test demo bench lint
 
 help:
 	@echo "make demo    simulated data -> teacher -> student -> student + RDD -> table and pictures in runs/demo"
 	@echo "make test    run the tests"
 	@echo "make setup   only make the virtual environment $(VENV) (the other commands do it by themselves)"
+	@echo "make bench   measure the speed against others: table, results/bench.json, docs/bench.png (see benchmarks/)"
 	@echo "make lint    ruff: style and likely mistakes"
 	@echo "The commands behind them: $(BIN)/python train.py --help, evaluate.py --help, plot.py --help"
 
@@ -25,6 +26,9 @@ test: $(INSTALLED)
 
 demo: $(INSTALLED)
 	@$(BIN)/python experiments.py demo
+
+bench: $(INSTALLED)
+	@$(BIN)/python -m benchmarks --json results/bench.json --figure docs/bench.png
 
 lint: $(INSTALLED)
 	@$(BIN)/python -m ruff check .

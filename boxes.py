@@ -168,12 +168,28 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, limit: int | None =
     ranked = boxes[order]
     better, worse = _may_overlap(ranked[:, None], ranked[None]).triu(diagonal=1).nonzero(as_tuple=True)
     too_close = pair_iou_bev(ranked[better], ranked[worse]) > iou_threshold
-    better, worse = better[too_close], worse[too_close]
-    # The rule speaks of KEPT boxes, so it is circular: start with all boxes kept and apply it until nothing
-    # changes. Round n settles at least the n best, so this ends, with the same result as the usual one-by-one
-    # loop; in practice after a few rounds, each a single scatter, on the CPU and on CUDA alike.
-    kept, before = torch.ones_like(order, dtype=torch.bool), None
+    return order[_survivors(better[too_close], worse[too_close], len(order))][:limit]
+
+
+def circle_nms(boxes: Tensor, scores: Tensor, squared_distance: float, limit: int | None = None) -> Tensor:
+    """`nms` by the distance of the centres instead of overlap: a box goes if the SQUARE of its distance from a kept one
+    before it, seen from above, is <= `squared_distance`, in m^2 (det3d's "min_radius" is compared so)."""
+    order = scores.argsort(descending=True, stable=True)
+    x, y = boxes[order, :2].unbind(1)
+    near = (x[:, None] - x).square() + (y[:, None] - y).square() <= squared_distance
+    better, worse = near.triu(diagonal=1).nonzero(as_tuple=True)
+    return order[_survivors(better, worse, len(order))][:limit]
+
+
+def _survivors(better: Tensor, worse: Tensor, count: int) -> Tensor:
+    """(count,) bool: who is left when each KEPT box `better` removes its box `worse`; ranks, better < worse.
+
+    The rule is circular: start with all boxes kept and apply it until nothing changes. Round n settles at least the n
+    best, so this ends, with the same result as the usual one-by-one loop; in practice after a few rounds, each a single
+    scatter, on the CPU and on CUDA alike.
+    """
+    kept, before = torch.ones(count, dtype=torch.bool, device=better.device), None
     while before is None or not torch.equal(kept, before):
         before, kept = kept, torch.ones_like(kept)
         kept[worse[before[better]]] = False
-    return order[kept][:limit]
+    return kept

@@ -8,7 +8,7 @@ its help is written beside it, its default is filled in by the program. Only the
 import argparse
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from cli import InputError, did_you_mean
 
@@ -30,8 +30,9 @@ class Config:
 
     preset: str = "custom"  # which preset function made it; informative only
     # ---- data: the same for teacher and student
-    data: str = opt("sim", "data set; sim = the embedded simulator's KITTI-like set", DATA, ("sim", "kitti", "nuscenes"))
-    root: str = opt("", "folder of the data set; sim: made on first use (default datasets/sim-kitti)", DATA)
+    data: str = opt("sim", "data set; sim and sim-nuscenes are made by the embedded simulator, in KITTI's and nuScenes' layouts",
+                    DATA, ("sim", "sim-nuscenes", "kitti", "nuscenes"))
+    root: str = opt("", "folder of the data set; simulated ones are made on first use (default datasets/sim-...)", DATA)
     frames: tuple[str, ...] = opt((), "train AND evaluate on these frames only, e.g. 000000,000003", DATA)
     version: str = opt("v1.0-trainval", "nuScenes: whose tables; v1.0-mini, v1.0-trainval, v1.0-test", DATA)
     sweeps: int = opt(1, "nuScenes: scans merged into one frame, the key frame counted; published: 10", DATA)
@@ -70,6 +71,7 @@ class Config:
     anchors: tuple[tuple[float, ...], ...] = ANCHORS  # per class: length, width, height, bottom z, matched, unmatched IoU
     score_threshold: float = opt(0.1, "detections below this score are dropped", MODEL)
     nms_iou: float = opt(0.01, "rotated NMS inside a task: overlap at which the lower score goes", MODEL)
+    circle_nms: tuple[float, ...] = opt((), "centre head: NMS by distance instead; squared metres, one a task", MODEL)
     max_detections: int = opt(500, "detections of a scan and task that NMS leaves at most", MODEL)
     # ---- optimisation: the field's one-cycle AdamW
     # DIFFERS: OpenPCDet's lr of 3e-3 goes with 4 scans on each of 8 GPUs; here the batch is that of all processes together,
@@ -112,6 +114,11 @@ class Config:
         return tuple(int(c * self.width[part]) for c in channels)
 
     @property
+    def layout(self) -> str:
+        """Whose files, classes and metrics: kitti or nuscenes."""
+        return "nuscenes" if "nuscenes" in self.data else "kitti"
+
+    @property
     def task_classes(self) -> tuple[tuple[str, ...], ...]:
         return (self.classes,) if self.tasks == ((),) else self.tasks
 
@@ -119,14 +126,14 @@ class Config:
 # ------------------------------------------------------------------ fields <-> command line <-> JSON
 
 
-def _parse_as(default: Any) -> Callable[[str], Any]:
-    """How an option's text becomes a value of its field's type."""
-    if isinstance(default, bool):
+def _parse_as(kind: Any) -> Callable[[str], Any]:
+    """How an option's text becomes a value of its field's type: bool, tuple[float, ...], str, ..."""
+    if kind is bool:
         return _parse_bool
-    if isinstance(default, tuple):
-        item = type(default[0]) if default else str
+    if get_origin(kind) is tuple:
+        item = get_args(kind)[0]
         return lambda text: tuple(item(x.strip()) for x in text.split(",") if x.strip())
-    return type(default)
+    return kind
 
 
 def _parse_bool(text: str) -> bool:
@@ -137,15 +144,16 @@ def _parse_bool(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"expected on or off, found {text!r}")
 
 
-def add_options(parser: argparse.ArgumentParser, groups: Iterable[str] = (DATA, MODEL, OPTIM, DISTIL, RUN)) -> None:
-    """One option per field of `Config`; an option that is not given is absent from the parsed namespace."""
+def add_options(parser: argparse.ArgumentParser, groups: Iterable[str] = (DATA, MODEL, OPTIM, DISTIL, RUN),
+                only: Iterable[str] = ()) -> None:  # fmt: skip
+    """One option per field of `Config` (or `only` of these); an option that is not given is absent from the parsed namespace."""
     for name in groups:
         group = parser.add_argument_group(name)
-        for f in (f for f in fields(Config) if f.metadata.get("group") == name):
+        for f in (f for f in fields(Config) if f.metadata.get("group") == name and f.name in (only or (f.name,))):
             shown = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
             flag = {"nargs": "?", "const": True} if isinstance(f.default, bool) else {}  # --inherit is --inherit on
             group.add_argument(
-                "--" + f.name.replace("_", "-"), dest=f.name, default=argparse.SUPPRESS, type=_parse_as(f.default), **flag,
+                "--" + f.name.replace("_", "-"), dest=f.name, default=argparse.SUPPRESS, type=_parse_as(f.type), **flag,
                 metavar="{" + ",".join(f.metadata["choices"]) + "}" if f.metadata["choices"] else "X",
                 help=f"{f.metadata['help']} [{shown}]".replace("%", "%%"))  # fmt: skip
 
@@ -168,6 +176,8 @@ def override(cfg: Config, changes: dict[str, Any]) -> Config:
         raise InputError(f"--point-range: expected x0,y0,z0,x1,y1,z1 with minimum below maximum; found {cfg.point_range}")
     if len(cfg.paste) != len(cfg.classes):
         raise InputError(f"--paste: expected one count per class ({len(cfg.classes)}); found {cfg.paste}")
+    if cfg.circle_nms and len(cfg.circle_nms) != len(cfg.task_classes):
+        raise InputError(f"--circle-nms: expected one number per task ({len(cfg.task_classes)}); found {cfg.circle_nms}")
     for name in ("epochs", "batch_size", "eval_every", "log_every", "sweeps", "roi_size", "proposals", "lr", "clip", "tau",
                  "fraction"):  # fmt: skip
         if getattr(cfg, name) <= 0:

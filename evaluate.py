@@ -19,11 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli import ArgumentParser, InputError, did_you_mean, run_cli
+from config import MODEL, Config, add_options
 
 if TYPE_CHECKING:
     from data.kitti import Kitti
     from data.nuscenes import NuScenes
     from detector import Detector
+
+
+DECODING = ("score_threshold", "nms_iou", "circle_nms", "max_detections")  # what may differ from training
 
 
 def detect(detector: "Detector", dataset: "Kitti | NuScenes", device: Any, batch_size: int = 4) -> dict[str, tuple]:
@@ -61,23 +65,32 @@ def evaluate_detector(detector: "Detector", dataset: "Kitti | NuScenes", device:
     found = detect(detector, dataset, device, batch_size)
     if export is not None and parallel.rank() == 0:
         export.mkdir(parents=True, exist_ok=True)
-    if detector.cfg.data == "nuscenes":
+    if detector.cfg.layout == "nuscenes":
         return nuscenes_scores(dataset, found, export)
     return kitti_scores(dataset, found, export, detector.cfg.classes)
 
 
 def kitti_scores(dataset: "Kitti", found: dict[str, tuple], export: Path | None, classes: tuple[str, ...]) -> dict:
-    """KITTI's metrics. Objects that do not project into the image are left out, as in every KITTI submission."""
+    """KITTI's metrics; with `export`, result files too."""
     import parallel
-    from data.kitti import image_size, objects_from_boxes, write_objects
+    from data.kitti import write_objects
     from metrics.kitti import evaluate
 
-    objects = [objects_from_boxes(boxes, names, scores, dataset.calibration(i), image_size(dataset.root, id, dataset.folder))
-               for i, id in enumerate(dataset.ids) for boxes, scores, names in [found[id]]]  # fmt: skip
+    labels, objects = kitti_objects(dataset, found)
     if export is not None and parallel.rank() == 0:
         for id, what in zip(dataset.ids, objects, strict=True):
             write_objects(export / f"{id}.txt", what)
-    return evaluate([dataset.objects(i) for i in range(len(dataset))], objects, classes)
+    return evaluate(labels, objects, classes)
+
+
+def kitti_objects(dataset: "Kitti", found: dict[str, tuple]) -> tuple[list, list]:
+    """Labels and detections of every frame, in KITTI's columns. Objects that do not project into the image are left out,
+    as in every KITTI submission."""
+    from data.kitti import image_size, objects_from_boxes
+
+    objects = [objects_from_boxes(boxes, names, scores, dataset.calibration(i), image_size(dataset.root, id, dataset.folder))
+               for i, id in enumerate(dataset.ids) for boxes, scores, names in [found[id]]]  # fmt: skip
+    return [dataset.objects(i) for i in range(len(dataset))], objects
 
 
 def nuscenes_scores(dataset: "NuScenes", found: dict[str, tuple], export: Path | None) -> dict:
@@ -94,6 +107,39 @@ def nuscenes_scores(dataset: "NuScenes", found: dict[str, tuple], export: Path |
         write_json(path, dataset.submission(found))
         result, _ = evaluate(dataset.tables, dataset.ids, path)
     return result
+
+
+def resampled(dataset: "Kitti | NuScenes", found: dict[str, tuple], cfg: Config, draws: int = 200) -> dict[str, list[float]]:
+    """`headline` on bootstrap samples of a data set, {name: (draws,)}: how much its frames alone could have changed.
+
+    Frames are drawn with replacement, on nuScenes whole scenes, whose frames are alike. Draw k is the same for every
+    detector: the differences of two detectors are paired.
+    """
+    import tempfile
+
+    import numpy as np
+
+    if cfg.data == "nuscenes":
+        from metrics.nuscenes import curves, draw_samples, load, nothing_found, summary
+
+        group = dataset.scenes()
+        if any(len(boxes) for boxes, *_ in found.values()):
+            with tempfile.TemporaryDirectory() as temporary:
+                write_json(path := Path(temporary) / "results.json", dataset.submission(found))
+                labels, predictions, ego, _ = load(dataset.tables, dataset.ids, path)
+            score = lambda i: summary(curves(draw_samples(labels, i), draw_samples(predictions, i), ego[i]))  # noqa: E731
+        else:
+            score = lambda _: nothing_found()  # noqa: E731
+    else:
+        from metrics.kitti import evaluate
+
+        group = np.arange(len(dataset))
+        truth, objects = kitti_objects(dataset, found)
+        score = lambda i: evaluate([truth[k] for k in i], [objects[k] for k in i], cfg.classes)  # noqa: E731
+    rng, groups = np.random.default_rng(0), [np.flatnonzero(group == g) for g in np.unique(group)]
+    rows = [headline(score(np.concatenate([groups[g] for g in rng.integers(len(groups), size=len(groups))])))
+            for _ in range(draws)]  # fmt: skip
+    return {name: [round(row[name], 3) for row in rows] for name in rows[0]}
 
 
 def headline(result: dict) -> dict[str, float]:
@@ -212,6 +258,7 @@ def parser() -> ArgumentParser:
     p.add_argument("--batch-size", type=int, default=4, metavar="X", help="scans at a time [4]")
     p.add_argument("--export", type=Path, metavar="DIR", help="write the official result files here")
     p.add_argument("--json", type=Path, metavar="OUT", help="also write all numbers here")
+    add_options(p, (MODEL,), only=DECODING)
     return p
 
 
@@ -227,7 +274,7 @@ def main() -> None:
     from weights import load_detector
 
     _, _, device = parallel.start()
-    detector, content = load_detector(args.checkpoint)
+    detector, content = load_detector(args.checkpoint, **{k: getattr(args, k) for k in DECODING if hasattr(args, k)})
     cfg = replace(detector.cfg, root=args.root or detector.cfg.root, data=args.data or detector.cfg.data,
                   version=args.version or detector.cfg.version)  # fmt: skip
     frames = tuple(args.frames.split(",")) if args.frames else cfg.frames
@@ -236,7 +283,7 @@ def main() -> None:
           + (f" (split {args.split})" if not frames else " (given by --frames)"))  # fmt: skip
     result = evaluate_detector(detector.to(device), dataset, device, args.batch_size, args.export)
     if parallel.rank() == 0:
-        if cfg.data == "nuscenes":
+        if cfg.layout == "nuscenes":
             print(", ".join(f"{name} {value:.2f}" for name, value in headline(result).items()))
         else:
             labels = [dataset.objects(i) for i in range(len(dataset))]

@@ -1,106 +1,243 @@
 """Experiments: suites of runs with seeds, resumable, one JSON per run.   (reads after: train.py  next: table.py)
 
-    python experiments.py demo                     one seed: simulate, teacher, students, table, pictures  (make demo)
-    python experiments.py demo --seeds 0 1 2       the README's table; finished runs are kept, a killed suite goes on
+    python experiments.py demo                              simulate, teacher, students, table, pictures  (make demo)
+    python experiments.py demo --seeds 3                    the README's table; finished runs are kept, a killed suite goes on
+    python experiments.py sim-nuscenes --jobs 2             two processes side by side, each with its share of the cores
+    python experiments.py sim-nuscenes --variants none rdd  some of its rows
 
 The protocol, the same for every method: one teacher per seed; the student's initialisation, data order and schedule
 depend on the seed only; the last epoch is reported, whatever the best was; every seed is reported. Because distilling
-makes a step longer, the student alone is also trained for the wall-clock time that the distilled one took.
+makes a step longer, the student alone is also trained for the wall-clock time that each distilled one took.
 """
 
+import fcntl
 import json
 import os
 import shlex
+import subprocess
 import sys
-from dataclasses import replace
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cli import ArgumentParser, run_cli
-from config import Config
-from presets import DEFAULT_PAIR, preset
+from cli import ArgumentParser, InputError, did_you_mean, run_cli
+from config import Config, override
+from presets import preset
 
-ROLES = ("teacher", "none", "rdd", "none, equal time")
+TEACHER, ALONE = "teacher", "none"
 
 
-def run_once(cfg: Config, folder: Path, teacher: Any, results: Path, role: str) -> dict[str, Any]:
-    """Train (or find) one run, and its record: results/NAME.json."""
+@dataclass(frozen=True)
+class Suite:
+    """Students of teachers on one data set, each trained with every variant."""
+
+    data: str
+    pairs: tuple[tuple[str, str], ...]  # presets: (teacher, student)
+    variants: dict[str, dict[str, Any]]  # name -> what it changes in the student's config; ALONE: no teacher
+    seeds: dict[str, int]  # variant -> how many seeds, 0 .. n - 1; "" = every other one
+    changes: dict[str, Any]  # in the config of teacher and student
+    equal_time: bool = True  # also the student alone for the time of each variant
+
+
+SUITES = {
+    "demo": Suite("sim", (("cp-voxel-cpu", "cp-voxel-xxs-cpu"),), {ALONE: {"method": "none"}, "rdd": {"method": "rdd"}},
+                  {"": 1}, {}),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a suite."""
+
+    name: str
+    teacher: str  # preset
+    student: str  # preset; of a teacher's own run, the teacher
+    variant: str
+    cfg: Config
+    needs: str = ""  # the teacher's run; "" = none
+
+
+def jobs(suite: Suite, root: str, variants: list[str], seeds: int | None, records: dict[str, dict]) -> list[Job]:
+    """The runs of a suite, teachers first. Equal-time runs are known once the `records` of what they equal are there."""
+    found: dict[str, Job] = {}
+
+    def add(name: str, *rest: Any) -> None:
+        found.setdefault(name, Job(name, *rest))
+
+    for teacher, student in suite.pairs:
+        for variant in variants:
+            for seed in range(seeds or suite.seeds.get(variant, suite.seeds[""])):
+                base = {**suite.changes, "root": root, "seed": seed}
+                teachers = f"{teacher}-seed{seed}"
+                add(teachers, teacher, teacher, TEACHER, override(preset(teacher, suite.data), base))
+                cfg = override(preset(student, suite.data), {**base, **suite.variants[variant]})
+                alone = f"{student}-{ALONE}-seed{seed}"
+                name = f"{student}-{variant}-seed{seed}"
+                add(name, teacher, student, variant, cfg, teachers if cfg.method != "none" or cfg.inherit else "")
+                if suite.equal_time and cfg.method != "none" and name in records and alone in records:
+                    epochs = equal_epochs(cfg.epochs, records[name]["seconds"], records[alone]["seconds"])
+                    longer = override(preset(student, suite.data), {**base, **suite.variants[ALONE], "epochs": epochs})
+                    add(longer_name(student, epochs, seed), teacher, student, f"{ALONE}, {epochs} epochs", longer)
+    return sorted(found.values(), key=lambda job: (job.variant != TEACHER, job.cfg.seed))
+
+
+def equal_epochs(epochs: int, seconds: float, alone: float) -> int:
+    """How many epochs the student alone gets for the time of a run of `epochs`; seconds: of that run, and of it alone."""
+    return max(1, round(epochs * seconds / alone))
+
+
+def longer_name(student: str, epochs: int, seed: int) -> str:
+    """The run of a student alone with another number of epochs: one serves all methods that take as long."""
+    return f"{student}-{ALONE}-{epochs}epochs-seed{seed}"
+
+
+@contextmanager
+def claim(path: Path) -> Iterator[bool]:
+    """Whether this process may do the job of that file; the claim ends with the block, or with the process."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        yield True
+
+
+def run_suite(name: str, given: Any, root: str) -> None:
+    """Do jobs until every one has its record. Several processes may do this at once, on one machine or a shared disk."""
+    suite = SUITES[name]
+    while True:
+        records = read_records(given.results)
+        every = jobs(suite, root, given.variants, given.seeds, records)
+        open_jobs = [job for job in every if job.name not in records]
+        if not open_jobs:
+            return
+        for job in open_jobs:
+            if job.needs and not (given.runs / job.needs / "done").is_file():
+                job = next(j for j in every if j.name == job.needs)  # its teacher has a record, but not here
+            with claim(given.runs / f"{job.name}.lock") as mine:
+                if mine and not (given.runs / job.name / "done").is_file():
+                    run_once(name, job, given.runs, given.results)
+                    break
+        else:
+            time.sleep(2)  # others are at what is left
+
+
+def run_once(suite: str, job: Job, runs: Path, results: Path) -> None:
+    """Train one run, or what is missing of it, and write its record, results/NAME.json."""
     from data.batch import collate, open_data
+    from evaluate import detect, resampled
     from runs import commit, machine
     from sheet import count_macs, count_parameters
     from train import train
+    from weights import load_detector
 
-    detector = train(cfg, folder, teacher)
+    folder = runs / job.name
+    teacher = load_detector(runs / job.needs / "last.pt")[0] if job.needs else None
+    detector = train(job.cfg, folder, teacher)
+    validation = open_data(job.cfg, "val")
+    device = next(detector.parameters()).device
+    found = detect(detector, validation, device)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     evaluations = [line for line in lines if line["kind"] == "eval"]
-    validation = open_data(cfg, "val")
-    sample = collate([validation[i] for i in range(min(8, len(validation)))], cfg)
+    key = "nds" if "nds" in evaluations[-1] else "moderate_map_3d"
+    sample = collate([validation[i] for i in range(min(8, len(validation)))], job.cfg).to(device)
     record = {
-        "suite": folder.parent.name, "role": role, "seed": cfg.seed, "preset": cfg.preset, "method": cfg.method,
-        "epochs": cfg.epochs, "steps": evaluations[-1]["step"], "seconds": evaluations[-1]["seconds"],
-        "parameters": count_parameters(detector), "macs": count_macs(detector, sample),
-        "last": evaluations[-1]["result"],
-        "best": max(evaluations, key=lambda e: e["moderate_map_3d"])["result"],
-        "command": shlex.join(sys.argv), "commit": commit(), "machine": machine(),
+        "suite": suite, "teacher": job.teacher, "student": job.student, "variant": job.variant, "seed": job.cfg.seed,
+        "method": job.cfg.method, "epochs": job.cfg.epochs, "steps": evaluations[-1]["step"],
+        "seconds": evaluations[-1]["seconds"], "parameters": count_parameters(detector), "macs": count_macs(detector, sample),
+        "scores": [{k: v for k, v in e.items() if k not in ("kind", "result")} for e in evaluations],
+        "last": evaluations[-1]["result"], "best": max(evaluations, key=lambda e: e[key])["result"],
+        "resampled": resampled(validation, found, job.cfg), "command": shlex.join(["python", *sys.argv]), "commit": commit(),
+        "machine": machine(), "threads": threads(), "date": time.strftime("%Y-%m-%d"),
         "config": json.loads((folder / "config.json").read_text()),
     }  # fmt: skip
     results.mkdir(parents=True, exist_ok=True)
-    path = results / f"{folder.name}.json"
+    path = results / f"{job.name}.json"
     if not path.is_file():  # a finished run keeps the record it had when it was trained
-        temporary = path.with_suffix(".tmp")
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
         temporary.write_text(json.dumps(record, indent=1) + "\n")
         os.replace(temporary, path)
-    return json.loads(path.read_text())
+    (folder / "done").touch()
 
 
-def demo(seeds: list[int], runs: Path, results: Path) -> None:
-    """Teacher, student alone, student + RDD, student alone for RDD's time; on the simulated KITTI-like set."""
-    from train import prepare_data
-    from weights import load_detector
+def threads() -> int:
+    import torch
 
-    name_t, name_s = DEFAULT_PAIR["sim"]
-    base = prepare_data(Config(data="sim"), workers=os.cpu_count() or 1)
-    for seed in seeds:
-        cfg_t = replace(preset(name_t), root=base.root, seed=seed)
-        cfg_s = replace(preset(name_s), root=base.root, seed=seed)
-        run_once(cfg_t, runs / f"teacher-seed{seed}", None, results, "teacher")
-        teacher, _ = load_detector(runs / f"teacher-seed{seed}" / "last.pt")
-        alone = run_once(replace(cfg_s, method="none"), runs / f"none-seed{seed}", None, results, "none")
-        rdd = run_once(replace(cfg_s, method="rdd"), runs / f"rdd-seed{seed}", teacher, results, "rdd")
-        equal = max(1, round(cfg_s.epochs * rdd["seconds"] / alone["seconds"]))
-        longer = replace(cfg_s, method="none", epochs=equal, eval_every=equal)
-        run_once(longer, runs / f"equal-time-seed{seed}", None, results, "none, equal time")
+    return torch.get_num_threads()
 
 
-def pictures(seed: int, runs: Path, out: Path) -> None:
-    """What the runs of one seed look like: scenes, selected regions, curves."""
+def read_records(folder: Path) -> dict[str, dict[str, Any]]:
+    """{run: record} of a suite. Raises InputError for a file that is none."""
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            found[path.stem] = json.loads(path.read_text())
+            found[path.stem]["variant"], found[path.stem]["seconds"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: expected the record of a run, found {error!r}") from None
+    return found
+
+
+def side_by_side(count: int, words: list[str], runs: Path) -> None:
+    """The same command in `count` processes, each with its share of the cores; what they say goes to files."""
+    runs.mkdir(parents=True, exist_ok=True)
+    share = str(max(1, (os.cpu_count() or 1) // count))
+    environment = {**os.environ, "OMP_NUM_THREADS": share, "MKL_NUM_THREADS": share}
+    logs = [runs / f"job{k}.log" for k in range(count)]
+    print(f"{count} processes of {share} threads; what they say: {', '.join(map(str, logs))}")
+    children = [subprocess.Popen([sys.executable, __file__, *words, "--jobs", "1", "--no-pictures"], env=environment,
+                                 stdout=open(log, "a"), stderr=subprocess.STDOUT) for log in logs]  # fmt: skip
+    try:
+        ended = [child.wait() for child in children]
+    except BaseException:
+        for child in children:
+            child.terminate()
+        raise
+    for log, status in zip(logs, ended, strict=True):
+        if status:
+            raise InputError(f"{log}: its process ended with status {status}: {log.read_text().strip().splitlines()[-1]}")
+
+
+# ------------------------------------------------------------------ what a suite looks like
+
+
+def pictures(suite: Suite, runs: Path, out: Path) -> None:
+    """What the runs of seed 0 look like: scenes, selected regions; and the curves of all seeds."""
     import torch
 
     import plot
+    from curves import curves
     from data.batch import collate, open_data
     from rdd import RDD
     from weights import load_detector
 
     out.mkdir(parents=True, exist_ok=True)
-    models = {role: load_detector(runs / f"{name}-seed{seed}" / "last.pt")
-              for role, name in (("teacher", "teacher"), ("student", "none"), ("student + RDD", "rdd"))}  # fmt: skip
+    name_t, name_s = suite.pairs[-1]
+    named = {"teacher": f"{name_t}-seed0", "student": f"{name_s}-{ALONE}-seed0", "student + RDD": f"{name_s}-rdd-seed0"}
+    models = {role: load_detector(runs / name / "last.pt") for role, name in named.items()}
     cfg = models["student + RDD"][0].cfg
     validation = open_data(cfg, "val")
-    # The scenes with the most objects say the most; two of them.
-    counts = [sum(name in cfg.classes for name in validation[i].names) for i in range(len(validation))]
-    chosen = sorted(range(len(validation)), key=lambda i: -counts[i])[:2]
+    # The scenes with the most objects say the most; two of them, far from each other in the list.
+    counts = [sum(name in cfg.classes for name in validation.names(i)) for i in range(len(validation))]
+    half = len(counts) // 2
+    chosen = sorted({max(part, key=lambda i: counts[i]) for part in (range(half), range(half, len(counts))) if len(part)})
+    turn = plot.face_forward if cfg.velocity else lambda points, boxes: (points, boxes)
     panels = []
     for i in chosen:
         frame = validation[i]
         batch = collate([frame], cfg)
-        boxes = {"ground truth": batch.boxes[0].numpy()}
+        points, truth = turn(frame.points, batch.boxes[0].numpy())
         for role, (model, _) in models.items():
             with torch.no_grad():
                 found = model.decode(model(model.prepare(batch)))[0]
-            boxes[role] = found.boxes[found.scores > 0.3].numpy()
-        for role in models:
-            panels.append({"title": f"frame {frame.id}: {role}", "points": frame.points,
-                           "boxes": {k: boxes[k] for k in ("ground truth", role)}, "point_range": cfg.point_range})  # fmt: skip
+            boxes = turn(frame.points[:0], found.boxes[found.scores > 0.3].numpy())[1]
+            panels.append({"title": f"frame {frame.id[:8]}: {role}", "points": points, "point_range": cfg.point_range,
+                           "boxes": {"ground truth": truth, role: boxes}})  # fmt: skip
     plot.bev_scene(out / "scenes.png", panels)
 
     (teacher, _), (student, content) = models["teacher"], models["student + RDD"]
@@ -113,32 +250,53 @@ def pictures(seed: int, runs: Path, out: Path) -> None:
         _, seen = distil(student(x), teacher(x))
     plot.regions(out / "regions.png", frame.points, seen["regions"][:, 1:].numpy(),
                  *(seen[k].numpy() for k in ("side", "d", "m")), cfg.point_range, boxes=batch.boxes[0].numpy(),
-                 title=f"region pairs of frame {frame.id}")  # fmt: skip
-    names = {"teacher": "teacher", "none": "student", "rdd": "student + RDD", "equal-time": "student, RDD's time"}
-    plot.curves(out / "curves.png", [(label, folder) for name, label in names.items()
-                                     for folder in sorted(runs.glob(f"{name}-seed*"))])  # fmt: skip
+                 title=f"region pairs of frame {frame.id[:8]}")  # fmt: skip
+    drawn = {"teacher": f"{name_t}-seed*", "student": f"{name_s}-{ALONE}-seed*", "student + RDD": f"{name_s}-rdd-seed*",
+             "student, RDD's time": f"{name_s}-{ALONE}-*epochs-seed*"}  # fmt: skip
+    curves(out / "curves.png", [(label, folder) for label, pattern in drawn.items()
+                                for folder in sorted(runs.glob(pattern)) if folder.is_dir()])  # fmt: skip
 
 
 def parser() -> ArgumentParser:
     p = ArgumentParser(prog="experiments.py", description=__doc__)
-    p.add_argument("suite", choices=["demo"], help="which set of runs")
-    p.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="seeds to run [0]")
+    p.add_argument("suite", choices=list(SUITES), help="which set of runs")
+    p.add_argument("--seeds", type=int, metavar="N", help="seeds 0 .. N-1 of every variant [the suite's]")
+    p.add_argument("--variants", nargs="+", metavar="V", help="some of the suite's rows [all]")
+    p.add_argument("--jobs", type=int, default=1, metavar="N", help="processes side by side [1]")
+    p.add_argument("--root", default="", metavar="DIR", help="the data set [its usual place]")
     p.add_argument("--runs", type=Path, metavar="DIR", help="where checkpoints and logs go [runs/SUITE]")
     p.add_argument("--results", type=Path, metavar="DIR", help="where the records go [runs/SUITE/results]")
     p.add_argument("--figures", type=Path, metavar="DIR", help="where the pictures go [runs/SUITE/figures]")
+    p.add_argument("--no-pictures", action="store_true", help="runs and records only")
     return p
 
 
 def main() -> None:
-    args = parser().parse_args()
-    runs = args.runs or Path("runs") / args.suite
-    results, figures = args.results or runs / "results", args.figures or runs / "figures"
-    demo(args.seeds, runs, results)
-    from table import demo_table, read_results
+    given = parser().parse_args()
+    suite = SUITES[given.suite]
+    given.runs = given.runs or Path("runs") / given.suite
+    given.results, figures = given.results or given.runs / "results", given.figures or given.runs / "figures"
+    given.variants = given.variants or list(suite.variants)
+    for name in given.variants:
+        if name not in suite.variants:
+            raise InputError(f"--variants: unknown {name!r}{did_you_mean(name, suite.variants)}")
+    if given.jobs < 1 or (given.seeds is not None and given.seeds < 1):
+        raise InputError(f"expected --jobs and --seeds from 1 on, found {given.jobs} and {given.seeds}")
+    from train import prepare_data
 
-    print("\n" + demo_table(read_results(results)))
-    pictures(args.seeds[0], runs, figures)
-    print(f"\npictures: {', '.join(str(p) for p in sorted(figures.glob('*.png')))}")
+    root = prepare_data(replace(preset(suite.pairs[0][0], suite.data), root=given.root), workers=os.cpu_count() or 1).root
+    if given.jobs > 1:
+        side_by_side(given.jobs, sys.argv[1:], given.runs)
+    else:
+        run_suite(given.suite, given, root)
+    if given.no_pictures:
+        return
+    from table import suite_table
+
+    print("\n" + suite_table(given.suite, given.results))
+    if "rdd" in given.variants and ALONE in given.variants:
+        pictures(suite, given.runs, figures)
+        print(f"\npictures: {', '.join(str(p) for p in sorted(figures.glob('*.png')))}")
 
 
 if __name__ == "__main__":

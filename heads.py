@@ -146,7 +146,7 @@ class CenterHead(nn.Module):
     # DIFFERS: OpenPCDet also drops boxes whose centre is outside a second range, on nuScenes ten metres wider.
     @torch.no_grad()
     def decode(self, maps: list[dict[str, Tensor]]) -> list[Detections]:
-        """Boxes of every scan, best first, after the score threshold and rotated NMS inside each task."""
+        """Boxes of every scan, best first, after the score threshold and rotated (or circle) NMS inside each task."""
         found = []
         for b in range(len(maps[0]["heatmap"])):
             per_task = []
@@ -155,7 +155,8 @@ class CenterHead(nn.Module):
                 box, score, label, _ = self._best(t, {k: v[b] for k, v in task.items()}, MAX_CANDIDATES, peaks=False)
                 keep = score > self.cfg.score_threshold
                 box, score, label = box[keep], score[keep], label[keep]
-                keep = box_ops.nms(box[:, :7], score, self.cfg.nms_iou, self.cfg.max_detections)
+                rule = (box_ops.circle_nms, self.cfg.circle_nms[t]) if self.cfg.circle_nms else (box_ops.nms, self.cfg.nms_iou)
+                keep = rule[0](box[:, :7], score, rule[1], self.cfg.max_detections)
                 per_task.append((box[keep], score[keep], label[keep]))
             box, score, label = (torch.cat(part) for part in zip(*per_task, strict=True))
             order = score.argsort(descending=True, stable=True)

@@ -1,20 +1,22 @@
-"""Pictures: scenes from above, the regions RDD selects, loss and AP curves.   (reads after: evaluate.py)
+"""Pictures: scenes from above, the regions RDD selects.   (reads after: evaluate.py  next: curves.py)
 
     python plot.py runs/NAME                      loss and AP against steps and time -> runs/NAME/curves.png
     python plot.py runs/demo/*-seed*              several runs; the seeds of one name become mean and range
     python plot.py alone=runs/A "with RDD=runs/B" --out both.png             under names of your own
     python plot.py scene --root /data/kitti --frame 000008                   is my data all right? look at it
+    python plot.py scene --data nuscenes --root /data/nuscenes --version v1.0-mini --frame TOKEN --sweeps 10
 
 Every function writes one PNG and returns its matplotlib Figure. From above means: x (forward) is UP and y
 (left) is LEFT, as from the driver's seat. A role has one colour in every picture, of Okabe and Ito's palette,
 which the colour-blind can tell apart. matplotlib is imported only to draw, so `--help` answers at once.
-dims: N points · M boxes (x, y, z, length, width, height, yaw) · R regions (x0, y0, x1, y1) · S logged steps
+dims: N points · M boxes (x, y, z, length, width, height, yaw[, vx, vy]) · R regions (x0, y0, x1, y1)
 """
 
 import json
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 COLOURS = {"ground truth": "#1a1a1a", "teacher": "#0072B2", "student": "#D55E00", "student + RDD": "#009E73"}
 OTHERS = ("#CC79A7", "#E69F00", "#56B4E9", "#7F6A45", "#8E6CBF")  # further methods, in order of appearance
 KITTI_RANGE = (0.0, -40.0, 70.4, 40.0)  # m: x0, y0, x1, y1
-DETECTION = ("cls", "reg", "dir")  # loss terms that every run has: "loss" also holds a distillation's
+NUSCENES_RANGE = (-51.2, -51.2, 51.2, 51.2)
 DASHED = (0, (2, 1.5))
 
 
@@ -47,7 +49,7 @@ def colours(labels: Iterable[str]) -> dict[str, str]:
     return found | {label: free[i % len(free)] for i, label in enumerate(rest)}
 
 
-def _figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
     """A figure of its own (inches), outside pyplot's global state: no window, nothing to close."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -57,7 +59,7 @@ def _figure(width: float, height: float) -> "Figure":
     return figure
 
 
-def _tidy(ax: "Axes", title: str, x: str, y: str) -> None:
+def tidy(ax: "Axes", title: str, x: str, y: str) -> None:
     ax.set_title(title, fontsize=10)
     ax.set_xlabel(x, fontsize=9)
     ax.set_ylabel(y, fontsize=9)
@@ -67,7 +69,7 @@ def _tidy(ax: "Axes", title: str, x: str, y: str) -> None:
     ax.set_axisbelow(True)
 
 
-def _save(figure: "Figure", path: str | Path) -> "Figure":
+def save(figure: "Figure", path: str | Path) -> "Figure":
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return figure
@@ -95,7 +97,7 @@ def _ground(ax: "Axes", points: np.ndarray, point_range: Sequence[float], title:
     """An empty scene: axes in metres, x up and y to the left, the points, and the sensor."""
     x0, y0, x1, y1 = _flat(point_range)
     points = np.asarray(points).reshape(-1, np.shape(points)[-1] if np.size(points) else 3)
-    _tidy(ax, title, "y, to the left (m)", "x, forward (m)")
+    tidy(ax, title, "y, to the left (m)", "x, forward (m)")
     ax.set(xlim=(y1, y0), ylim=(x0, x1), aspect="equal")
     ax.scatter(points[:, 1], points[:, 0], s=0.6, c="#a0a0a0", linewidths=0)
     ax.plot([0], [0], marker="^", color="black", markersize=7, clip_on=False, zorder=5)
@@ -118,7 +120,7 @@ def bev_scene(path: str | Path, panels: Sequence[dict[str, Any]],
     rows = -(-len(panels) // columns)
     width = 6.0 if columns == 1 else 4.0  # inches of a panel
     height = max((x1 - x0) / (y1 - y0) for x0, y0, x1, y1 in ranges) * (width - 0.5)
-    figure = _figure(columns * width, rows * (height + 0.6) + 0.4)
+    figure = new_figure(columns * width, rows * (height + 0.6) + 0.4)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes[len(panels) :]:
         ax.remove()
@@ -134,13 +136,34 @@ def bev_scene(path: str | Path, panels: Sequence[dict[str, Any]],
             shades = [to_rgba(colour[role], 0.25 + 0.75 * score) for score in np.ravel(scores)]
             thick = 1.0 if truth else 1.5
             ax.add_collection(LineCollection(lines, colors=shades, linewidths=thick, label=role))
+            if np.shape(boxes)[-1] > 7:
+                _arrows(ax, boxes, colour[role])
             for line, name in zip(lines, panel.get("names", {}).get(role, ()), strict=False):
                 at = line[:, 0].min(), line[:, 1].mean()  # beside the box, on its right
-                ax.text(*at, f" {name}", color=colour[role], fontsize=7, va="center", clip_on=True)
+                ax.text(*at, f" {name}", color=colour[role], fontsize=7 if len(lines) < 30 else 5, va="center", clip_on=True)
     keys = [Line2D([], [], color=colour[role], linewidth=2, label=role) for role in colour]
     if keys:
         figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), frameon=False)
-    return _save(figure, path)
+    return save(figure, path)
+
+
+def _arrows(ax: "Axes", boxes: np.ndarray, colour: str) -> None:
+    """From each box (M, 9) to where its centre will be in a second; none where the velocity is unknown or a walk's crawl."""
+    x, y, vx, vy = np.asarray(boxes, dtype=np.float64)[:, [0, 1, 7, 8]].T
+    moving = np.hypot(vx, vy) > 0.2  # NaN is not
+    if moving.any():
+        start, step = np.stack([y, x])[:, moving], np.stack([vy, vx])[:, moving]
+        ax.quiver(*start, *step, color=colour, angles="xy", scale_units="xy", scale=1, width=0.004, zorder=4)
+
+
+def face_forward(points: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points (N, >=3) and boxes (M, >=7) of a nuScenes frame, whose sensor has x to the right and y ahead, a quarter turn
+    to the right: x ahead, y to the left."""
+    points, boxes = np.array(points), np.array(boxes)
+    for rows, x in ((points, 0), (boxes, 0), *([(boxes, 7)] if boxes.shape[1] > 7 else [])):
+        rows[:, x], rows[:, x + 1] = rows[:, x + 1].copy(), -rows[:, x]
+    boxes[:, 6] -= np.pi / 2
+    return points, boxes
 
 
 # ------------------------------------------------------------------ what RDD selects
@@ -168,7 +191,7 @@ def regions(path: str | Path, points: np.ndarray, regions: np.ndarray, side: np.
     low, high = (d.min(), d.max()) if len(d) else (0.0, 1.0)
     norm = Normalize(low, high if high > low else low + 1)
 
-    figure = _figure(11.0, 5.4)
+    figure = new_figure(11.0, 5.4)
     grid = figure.add_gridspec(2, 2, width_ratios=(1.25, 1), height_ratios=(1, 0.05))
     scene, histogram, bar = (figure.add_subplot(grid[at]) for at in ((slice(None), 0), (0, 1), (1, 1)))
     _ground(scene, points, point_range, title)
@@ -191,14 +214,14 @@ def regions(path: str | Path, points: np.ndarray, regions: np.ndarray, side: np.
     if threshold is not None:
         histogram.axvline(threshold, color="black", ls="--", lw=1, label=f"threshold {threshold:.3g}")
     share = f" ({chosen.mean():.0%})" if len(d) else ""
-    _tidy(histogram, f"{chosen.sum()} of {len(d)} pairs selected{share}", "", "region pairs")
+    tidy(histogram, f"{chosen.sum()} of {len(d)} pairs selected{share}", "", "region pairs")
     histogram.set_xlim(norm.vmin, norm.vmax)
     histogram.tick_params(labelbottom=False)
     histogram.legend(frameon=False, fontsize=8)
     colourbar = figure.colorbar(ScalarMappable(norm, shades), cax=bar, orientation="horizontal")
     colourbar.set_label("disparity d of the pair", fontsize=9)
     bar.tick_params(labelsize=8)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _region_legend(ax: "Axes", with_boxes: bool) -> None:
@@ -214,142 +237,93 @@ def _region_legend(ax: "Axes", with_boxes: bool) -> None:
     ax.legend(handles=keys, ncols=3, frameon=False, fontsize=8, **below)
 
 
-# ------------------------------------------------------------------ curves
-
-
-def read_metrics(run: str | Path) -> list[dict[str, Any]]:
-    """The records of a run folder's metrics.jsonl. A last line that a kill cut short is left out.
-
-    Raises InputError for a missing file, and with its number for any other line that is no record.
-    """
-    path = Path(run) / "metrics.jsonl"
-    if not path.is_file():
-        raise InputError(f"{path}: expected the log of a run, found no such file")
-    lines, records = path.read_text().splitlines(), []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            records.append({"kind": record["kind"], "step": record["step"], **record})
-        except (ValueError, KeyError, TypeError):
-            if number < len(lines):
-                found = f"found {line[:60]!r}"
-                raise InputError(f"{path}:{number}: expected a record with kind and step, {found}") from None
-    return records
-
-
-def _series(runs: list[list[dict[str, Any]]], kind: str, keys: Sequence[str]) -> np.ndarray:
-    """The sum of `keys` over one label's runs (seeds): (S, 5) step, minutes, mean, lowest, highest.
-
-    Row k is the runs' k-th record: their steps differ when they were trained for equal time.
-    """
-    found = []
-    for records in runs:
-        points = []
-        for r in records:
-            values = [r[key] for key in keys if r.get(key) is not None]
-            if r["kind"] == kind and values:
-                points.append((r["step"], r.get("seconds", np.nan) / 60, sum(values)))
-        found.append(points)
-    rows = []
-    for k in range(max(map(len, found), default=0)):
-        step, minutes, value = np.array([points[k] for points in found if k < len(points)]).T
-        rows.append((step.mean(), minutes.mean(), value.mean(), value.min(), value.max()))
-    return np.array(rows).reshape(-1, 5)
-
-
-def _smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """Running mean over `window` neighbours, over fewer at the ends."""
-    if not 1 < window < len(values):
-        return values
-    sums, counts = (np.convolve(x, np.ones(window), "same") for x in (values, np.ones(len(values))))
-    return sums / counts
-
-
-def _line(ax: "Axes", rows: np.ndarray, across: int, colour: str, label: str, mark: str = "") -> None:
-    """Mean against step (across = 0) or minutes (1), in a band from the lowest to the highest seed."""
-    rows = rows[np.isfinite(rows[:, across])]
-    x, mean, low, high = rows[:, [across, 2, 3, 4]].T
-    ax.plot(x, mean, color=colour, linewidth=1.5, marker=mark, markersize=3.5, label=label)
-    ax.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
-
-
-def curves(path: str | Path, runs: Sequence[tuple[str, str | Path]], metric: str = "moderate_map_3d",
-           terms: Sequence[str] = DETECTION) -> "Figure":  # fmt: skip
-    """Loss against steps, AP against steps, AP against training time, of (label, run folder) pairs.
-
-    Runs of one label are its seeds: their mean, in a band from the lowest to the highest. The loss is the sum
-    of those `terms` that a run logs, as a running mean. Raises InputError when no run has anything to draw.
-    """
-    logs: dict[str, list[list[dict[str, Any]]]] = {}
-    for label, run in runs:
-        logs.setdefault(label, []).append(read_metrics(run))
-    colour = colours(logs)
-    figure = _figure(12.0, 3.8)
-    loss, steps, time = figure.subplots(1, 3)
-    everything = []
-    for label, log in logs.items():
-        train, points = _series(log, "train", terms), _series(log, "eval", (metric,))
-        everything += [train[:, 2], points[:, 2]]
-        seeds = f" ({len(log)} seeds)" if len(log) > 1 else ""
-        window = max(1, len(train) // 25)
-        if len(log) == 1 and window > 1:
-            loss.plot(train[:, 0], train[:, 2], color=colour[label], alpha=0.25, linewidth=0.6)
-        smooth = np.column_stack([train[:, :2], *(_smooth(train[:, k], window) for k in (2, 3, 4))])
-        _line(loss, smooth, 0, colour[label], label + seeds, "o" if len(train) == 1 else "")
-        final = f": {points[-1, 2]:.1f}" if len(points) else ""
-        for ax, across in ((steps, 0), (time, 1)):
-            _line(ax, points, across, colour[label], label + final, "o")
-    if not sum(map(len, everything)):
-        where = ", ".join(str(run) for _, run in runs) or "no run"
-        raise InputError(f"{where}: expected records with {', '.join((*terms, metric))}, found none")
-    used = [t for t in terms if any(t in record for log in logs.values() for run in log for record in run)]
-    _tidy(loss, "training loss", "step", f"loss: {' + '.join(used)}")
-    values = np.concatenate(everything[::2])
-    if len(values) and values.min() > 0 and values.max() > 20 * values.min():
-        loss.set_yscale("log")
-    name = metric.replace("_map_", " mAP ").replace("3d", "3D").replace("bev", "BEV")
-    _tidy(steps, "accuracy at equal steps", "step", f"{name} (AP_R40, %)")
-    _tidy(time, "accuracy at equal time", "training time (min)", f"{name} (AP_R40, %)")
-    figure.get_layout_engine().set(w_pad=0.12)
-    for ax in (loss, steps, time):
-        ax.set_xlim(left=0)
-    for ax in (steps, time):
-        ax.set_ylim(bottom=0)
-    for ax in (loss, steps):
-        ax.legend(frameon=False, fontsize=8)
-    return _save(figure, path)
-
-
 # ------------------------------------------------------------------ command line
 
 
 def scene_main(words: list[str]) -> None:
     """`plot.py scene`: the points and labels of one frame, and a detector's results on it."""
-    parser = ArgumentParser(prog="plot.py scene", description="One frame of a KITTI root and its labels.")
-    parser.add_argument("--root", required=True, help="folder that holds training/ with the frames")
-    parser.add_argument("--frame", required=True, help="which one, e.g. 000008")
-    parser.add_argument("--results", help="folder of result files (16 columns) to draw over the labels")
+    parser = ArgumentParser(prog="plot.py scene", description="One frame and its labels; an arrow: a second of motion.")
+    parser.add_argument("--root", required=True, help="folder of the data set")
+    parser.add_argument("--frame", required=True, help="which one: 000008, or a nuScenes sample's token or place in the split")
+    parser.add_argument("--data", default="kitti", choices=("kitti", "nuscenes"), help="its layout [%(default)s]")
+    parser.add_argument("--results", help="KITTI: folder of result files; nuScenes: a submission file; to draw over the labels")
     parser.add_argument("--score", type=float, default=0.3, help="draw detections from this score on [%(default)s]")
     parser.add_argument("--out", help="picture to write [FRAME.png]")
-    parser.add_argument("--full-circle", action="store_true", help="also what the camera does not see")
+    parser.add_argument("--full-circle", action="store_true", help="KITTI: also what the camera does not see")
+    parser.add_argument("--version", default="v1.0-trainval", help="nuScenes: whose tables [%(default)s]")
+    parser.add_argument("--split", default="all", help="nuScenes: which samples a place in the split counts [%(default)s]")
+    parser.add_argument("--sweeps", type=int, default=1, help="nuScenes: scans to merge [%(default)s]")
+    parser.add_argument("--velocities", type=Path, metavar="FILE", help="nuScenes: JSON {annotation token: [vx, vy]}, m/s in "
+                        "the LiDAR frame, for a root of single key frames, whose tables cannot tell")  # fmt: skip
     args = parser.parse_args(words)
+    if args.data == "nuscenes":
+        panel, area = nuscenes_panel(args), NUSCENES_RANGE
+    else:
+        panel, area = kitti_panel(args), (-70.4, -70.4, 70.4, 70.4) if args.full_circle else KITTI_RANGE
+    out = args.out or f"{panel['id']}.png"
+    bev_scene(out, [panel], area)
+    print(out)
+
+
+def _panel(frame: Any, boxes: np.ndarray, found: tuple[np.ndarray, np.ndarray] | None, score: float) -> dict[str, Any]:
+    """A frame's panel; found: the boxes and scores of a detector."""
+    title = f"frame {frame.id[:8]}: {len(frame.points)} points, {len(boxes)} objects"
+    panel = {"id": frame.id, "title": title, "points": frame.points, "boxes": {"ground truth": boxes},
+             "names": {"ground truth": frame.names}}  # fmt: skip
+    if found is not None:
+        good = found[1] >= score
+        panel["boxes"]["detections"], panel["scores"] = found[0][good], {"detections": found[1][good]}
+        panel["title"] += f", {good.sum()} detections from {score:g} on"
+    return panel
+
+
+def kitti_panel(args: Any) -> dict[str, Any]:
+    """The panel of a frame of a KITTI root."""
     from data.kitti import Kitti, boxes_from_objects, read_objects
 
     data = Kitti(args.root, frames=(args.frame,), fov_only=not args.full_circle)
-    frame = data[0]
-    title = f"frame {frame.id}: {len(frame.points)} points, {len(frame.boxes)} objects"
-    boxes, scores = {"ground truth": frame.boxes}, {}
+    frame, found = data[0], None
     if args.results:
         objects = read_objects(Path(args.results) / f"{frame.id}.txt", scored=True)
-        good = objects.score >= args.score
-        boxes["detections"] = boxes_from_objects(objects, data.calibration(0))[good]
-        scores["detections"] = objects.score[good]
-        title += f", {good.sum()} detections from {args.score:g} on"
-    panel = {"title": title, "points": frame.points, "boxes": boxes, "scores": scores,
-             "names": {"ground truth": frame.names}}  # fmt: skip
-    out = args.out or f"{frame.id}.png"
-    bev_scene(out, [panel], (-70.4, -70.4, 70.4, 70.4) if args.full_circle else KITTI_RANGE)
-    print(out)
+        found = boxes_from_objects(objects, data.calibration(0)), objects.score
+    return _panel(frame, frame.boxes, found, args.score)
+
+
+def nuscenes_panel(args: Any) -> dict[str, Any]:
+    """The panel of a sample of a nuScenes root, turned so that ahead is up."""
+    from data.nuscenes import NuScenes, boxes_to_lidar
+    from data.nuscenes_tables import Tables
+    from metrics.nuscenes import read_results
+
+    token = args.frame
+    if token.isdecimal() and len(token) < 8:  # a place, no token
+        samples = Tables(args.root, args.version).split(args.split)
+        if int(token) >= len(samples):
+            raise InputError(f"--frame {token}: expected a place below {len(samples)}, the samples of {args.split}")
+        token = samples[int(token)]
+    data = NuScenes(args.root, args.version, "all", args.sweeps, min_points=0, frames=(token,))
+    frame = data[0]
+    if args.velocities:
+        frame = replace(frame, boxes=_with_velocities(frame.boxes, data.tables.annotations(token), args.velocities))
+    found = None
+    if args.results:
+        every = json.loads(Path(args.results).read_bytes())["results"]
+        boxes = read_results(Path(args.results), list(every))
+        mine = boxes[np.flatnonzero(boxes.sample == list(every).index(token))] if token in every else boxes[:0]
+        boxes_found = boxes_to_lidar(mine.translation, mine.size, mine.rotation, mine.velocity, data.tables.scans(token, 1)[0])
+        found = face_forward(np.zeros((0, 3)), boxes_found)[1], mine.score
+    points, boxes = face_forward(frame.points, frame.boxes)
+    return _panel(replace(frame, points=points), boxes, found, args.score)
+
+
+def _with_velocities(boxes: np.ndarray, annotations: list[Any], path: Path) -> np.ndarray:
+    """The boxes (M, 9) of a frame with the velocities of a file."""
+    try:
+        known = json.loads(path.read_bytes())
+        rows = [known.get(a.token, (np.nan, np.nan)) for a in annotations if a.name]
+        return np.concatenate([boxes[:, :7], np.array(rows, dtype=np.float32).reshape(-1, 2)], axis=1)
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: expected {{annotation token: [vx, vy]}}, found something else ({error})") from None
 
 
 def main() -> None:
@@ -358,8 +332,8 @@ def main() -> None:
     parser = ArgumentParser(prog="plot.py", description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="[LABEL=]RUN", help="run folders [label: their name]")
     parser.add_argument("--out", help="picture to write [curves.png in the run, or beside several]")
-    parser.add_argument("--metric", default="moderate_map_3d", help="what to plot as AP [%(default)s]")
-    parser.add_argument("--terms", default=",".join(DETECTION), help="loss terms to add up [%(default)s]")
+    parser.add_argument("--metric", help="what to plot as accuracy [moderate_map_3d, nuScenes: nds]")
+    parser.add_argument("--terms", default="cls,reg,dir", help="loss terms to add up [%(default)s]")
     args = parser.parse_args()
     runs = []
     for text in args.runs:
@@ -368,6 +342,8 @@ def main() -> None:
         runs.append((label, Path(run)))
     first = runs[0][1]
     out = args.out or (first.parent if len(runs) > 1 else first) / "curves.png"
+    from curves import curves
+
     curves(out, runs, args.metric, args.terms.split(","))
     print(out)
 

@@ -188,7 +188,7 @@ PRESETS: dict[str, Callable[..., Config]] = {f().preset: f for f in (
     cp_voxel_cpu, cp_voxel_s_cpu, cp_voxel_xxs_cpu, second_cpu, second_s_cpu, cp_pillar_cpu, cp_pillar_v064_cpu,
     pointpillars_cpu, pointpillars_s_cpu)}  # fmt: skip
 DEFAULT_PAIR = {"sim": ("cp-voxel-cpu", "cp-voxel-xxs-cpu"), "kitti": ("cp-voxel", "cp-voxel-s"),
-                "nuscenes": ("cp-voxel", "cp-voxel-s")}  # fmt: skip
+                "sim-nuscenes": ("cp-voxel-cpu", "cp-voxel-xxs-cpu"), "nuscenes": ("cp-voxel", "cp-voxel-s")}  # fmt: skip
 
 # `--reading NAME`: the paper's silences, filled in one consistent way each.
 READINGS: dict[str, dict[str, Any]] = {
@@ -205,4 +205,6 @@ def preset(name: str, data: str = "") -> Config:
     """
     if name not in PRESETS:
         raise InputError(f"unknown preset {name!r}{did_you_mean(name, PRESETS)}")
+    if data == "sim-nuscenes":
+        return replace(PRESETS[name]("nuscenes"), data=data)
     return PRESETS[name](data) if data else PRESETS[name]()

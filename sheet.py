@@ -158,7 +158,7 @@ def read_cloud(path: Path, features: int) -> np.ndarray:
 @cache
 def simulated_cloud(features: int, fov_only: bool) -> np.ndarray:
     """(N, features) of the simulator's first frame: what the camera sees, or the full circle."""
-    from data.simulate import CALIBRATION, IMAGE, make_frame
+    from data.simulate_kitti import CALIBRATION, IMAGE, make_frame
 
     points, _ = make_frame(0, 0, 0, full_circle=not fov_only)
     if fov_only:

@@ -2,10 +2,11 @@
 
     python table.py                    rewrite the README's tables from results/
     python table.py --check            fail when the README is out of step with results/ or with the code's tags
+    python table.py --json OUT         the rows of all suites for machines
 
-A table stands between `<!-- table NAME -->` and `<!-- end -->`. NAME demo: all runs of results/demo; sheet:
-results/sheet.json, as `detector.py sheet --json` wrote it; readings: what the code tags UNSPECIFIED (the paper is silent,
-this is our choice) or DIFFERS (the paper, or its reference, does something else).
+A table stands between `<!-- table NAME -->` and `<!-- end -->`. NAME a suite of experiments.py: the runs of results/NAME;
+sheet: results/sheet.json, as `detector.py sheet --json` wrote it; bench: results/bench.json; readings: what the code tags
+UNSPECIFIED (the paper is silent, this is our choice) or DIFFERS (the paper, or its reference, does something else).
 """
 
 import json
@@ -14,54 +15,166 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from benchmarks import amount
 from cli import ArgumentParser, InputError, run_cli
+from experiments import ALONE, SUITES, TEACHER, equal_epochs, longer_name, read_records
 
 ROOT = Path(__file__).parent
-CLASSES = ("Car", "Pedestrian", "Cyclist")
-LABELS = {"teacher": "teacher", "none": "student alone", "rdd": "student + RDD",
-          "none, equal time": "student alone, RDD's time"}  # fmt: skip
+KITTI = {"moderate_map_3d": "mAP 3D", "moderate_map_bev": "mAP BEV"}
+METRICS = KITTI | {"map": "mAP", "nds": "NDS"}
+DASH = "—"
+LABELS = {"rdd": "RDD"}
+# The paper's tables 3 and 4 (arXiv 2308.10308): nuScenes mAP / NDS, KITTI moderate mAP 3D (R40).
+PAPER = {
+    ("cp-voxel", "teacher"): "56.6/64.7", ("cp-pillar", "teacher"): "49.1/59.7", ("second", "teacher"): "67.2",
+    ("pointpillars", "teacher"): "60.3"}  # fmt: skip
+for _variants, _table in (
+    ("none gid-l gid-f fg lad pp-logit rdd", {
+        "cp-voxel-s": "54.0/62.1 54.1/62.1 53.4/61.8 54.3/62.6 53.0/61.7 55.7/64.3 57.1/65.0",
+        "cp-voxel-xs": "53.0/61.8 53.2/61.6 52.9/61.3 53.3/61.8 53.0/61.5 53.5/61.7 54.0/62.1",
+        "cp-voxel-xxs": "46.7/55.5 46.8/56.5 47.0/56.4 47.1/56.2 46.6/55.3 47.9/57.8 49.4/57.9",
+        "cp-pillar-v0.4": "46.5/55.5 47.3/56.4 47.6/56.8 47.7/57.2 46.9/55.7 48.6/57.5 50.0/58.9",
+        "cp-pillar-v0.48": "45.3/54.2 45.4/54.5 46.1/55.3 47.0/56.2 45.2/54.4 47.3/57.5 48.8/58.5",
+        "cp-pillar-v0.64": "44.0/52.3 44.2/52.6 44.4/53.9 44.7/53.7 43.9/53.2 45.0/55.9 45.8/56.1"}),
+    ("none gid-l gid-f fg lad pointdistiller pp-logit rdd", {
+        "second-s": "65.6 66.3 66.8 66.6 67.0 67.8 67.7 68.2", "second-xs": "64.2 65.0 65.2 65.3 65.7 66.3 66.4 67.0",
+        "pointpillars-s": "58.6 58.9 59.1 59.4 59.2 62.3 62.2 63.0",
+        "pointpillars-xs": "58.9 59.2 59.6 59.4 59.7 60.0 60.2 60.9"})):  # fmt: skip
+    for _student, _values in _table.items():
+        PAPER |= {(_student, variant): value for variant, value in zip(_variants.split(), _values.split(), strict=True)}
 
 
-def read_results(folder: Path) -> list[dict[str, Any]]:
-    """The records of a suite, ordered by role and seed. Raises InputError when there are none."""
-    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    if not records:
-        raise InputError(f"{folder}: expected result files *.json, found none; run experiments.py first")
-    return sorted(records, key=lambda r: (list(LABELS).index(r["role"]), r["seed"]))
+def scores(record: dict[str, Any]) -> dict[str, float]:
+    """The two headline numbers of a run's last epoch, percent: moderate mAP 3D and BEV, or nuScenes' mAP and NDS."""
+    return {name: record["scores"][-1][name] for name in METRICS if name in record["scores"][-1]}
 
 
-def score(record: dict[str, Any], metric: str, name: str | None = None) -> float:
-    """Moderate AP_R40 at the strict overlaps, of one class or their mean. No result counts as 0."""
-    table = record["last"]["strict"]
-    levels = [table[c]["AP_R40"][metric] for c in ((name,) if name else CLASSES)]
-    return statistics.fmean(level["moderate"] if level else 0.0 for level in levels)
+def classes(record: dict[str, Any]) -> dict[str, float]:
+    """AP of each class, percent: KITTI's moderate AP_R40 in 3D (no result counts as 0), nuScenes' mean over distances."""
+    last = record["last"]
+    if "mean_dist_aps" in last:
+        return {name: 100 * ap for name, ap in last["mean_dist_aps"].items()}
+    levels = {name: table["AP_R40"]["3d"] for name, table in last["strict"].items()}
+    return {f"{name} 3D": level["moderate"] if level else 0.0 for name, level in levels.items()}
 
 
-def demo_table(records: list[dict[str, Any]]) -> str:
-    """One row per role: mean over its seeds, and every seed's mAP."""
-    seeds = sorted({r["seed"] for r in records})
-    head = ["model", "params", "GMACs", "steps", "min", *(f"{c} 3D" for c in CLASSES), "mAP 3D", *(f"{c} BEV" for c in CLASSES),
-            "mAP BEV"]  # fmt: skip
-    if len(seeds) > 1:
-        head.append("mAP 3D of seeds " + ", ".join(map(str, seeds)))
-    rows = [head, ["---"] + ["--:"] * (len(head) - 1)]
-    for role, label in LABELS.items():
-        runs = [r for r in records if r["role"] == role]
-        if not runs:
-            rows.append([label] + ["—"] * (len(head) - 1))
-            continue
-        first = runs[0]
-        steps = sorted({r["steps"] for r in runs})
-        row = [label, f"{first['parameters'] / 1e3:.0f} k", f"{first['macs'] / 1e9:.2f}",
-               str(steps[0]) if len(steps) == 1 else f"{steps[0]}–{steps[-1]}",
-               f"{statistics.fmean(r['seconds'] for r in runs) / 60:.1f}"]  # fmt: skip
-        for metric in ("3d", "bev"):
-            for name in (*CLASSES, None):
-                row.append(f"{statistics.fmean(score(r, metric, name) for r in runs):.1f}")
-        if len(seeds) > 1:
-            row.append(", ".join(f"{score(r, '3d'):.1f}" for r in runs))
-        rows.append(row)
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+def paired_interval(ours: dict[int, list[float]], theirs: dict[int, list[float]], draws: int = 4000) -> tuple[float, float]:
+    """A 95 % interval of the mean over seeds of ours - theirs, {seed: (K,) values on the K bootstrap samples of the frames}.
+
+    A bootstrap over both: the seeds that both have are drawn with replacement, and one sample of the frames, which is the
+    same one for both (`evaluate.resampled`). With few seeds such intervals are too narrow: three seeds cannot tell 95 %.
+    """
+    seeds = sorted(set(ours) & set(theirs))
+    difference = np.array([ours[s] for s in seeds]) - np.array([theirs[s] for s in seeds])  # (seeds, K)
+    rng = np.random.default_rng(0)
+    chosen, frames = rng.integers(len(seeds), size=(draws, len(seeds))), rng.integers(difference.shape[1], size=draws)
+    low, high = np.quantile(difference[chosen, frames[:, None]].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def rows_of(name: str, folder: Path) -> list[dict[str, Any]]:
+    """What a suite's table says, for machines: one row per teacher, student, variant and metric; None: nobody ran it.
+
+    Keys: suite, teacher, student, method (the variant), metric, mean, std, n, values {seed: value}, delta, low, high (the
+    difference to the student alone over the seeds that both have, with its interval), macs_ratio, and `runs`, the records.
+    """
+    suite, every = SUITES[name], read_records(folder)
+    rows = []
+    for teacher, student in suite.pairs:
+        of = {v: {r["seed"]: r for r in every.values() if (r["teacher"], r["student"], r["variant"]) == (teacher, student, v)}
+              for v in suite.variants}  # fmt: skip
+        of = {TEACHER: {r["seed"]: r for r in every.values() if (r["student"], r["variant"]) == (teacher, TEACHER)}} | of
+        for variant in suite.variants if suite.equal_time else ():
+            times = {s: equal_time(run, of[ALONE].get(s), every) for s, run in of[variant].items() if run["method"] != "none"}
+            if found := {seed: run for seed, run in times.items() if run}:
+                of[f"{ALONE}, time of {variant}"] = found
+        for variant, runs in of.items():
+            for metric in [m for m in METRICS if (m in KITTI) == (suite.data in ("sim", "kitti"))]:
+                rows.append({"suite": name, "teacher": teacher, "student": student if variant != TEACHER else teacher,
+                             "method": variant, "metric": metric, **statistic(runs, of[ALONE], metric),
+                             "macs_ratio": _ratio(runs, of[TEACHER]), "runs": runs})  # fmt: skip
+    return rows
+
+
+def equal_time(run: dict[str, Any], alone: dict[str, Any] | None, every: dict[str, dict]) -> dict[str, Any] | None:
+    """The student alone that was trained for as long as `run`, if there is one."""
+    if alone is None:
+        return None
+    return every.get(longer_name(run["student"], equal_epochs(run["epochs"], run["seconds"], alone["seconds"]), run["seed"]))
+
+
+def statistic(runs: dict[int, dict], alone: dict[int, dict], metric: str) -> dict[str, Any]:
+    """Mean and spread of a row, and its difference to the student alone."""
+    values = {seed: scores(run)[metric] for seed, run in sorted(runs.items())}
+    row = {"mean": statistics.fmean(values.values()) if values else None, "n": len(values), "values": values,
+           "std": statistics.stdev(values.values()) if len(values) > 1 else None, "delta": None, "low": None, "high": None}
+    common = sorted(set(runs) & set(alone))
+    if common and runs is not alone:
+        row["delta"] = statistics.fmean(values[s] - scores(alone[s])[metric] for s in common)
+        row["low"], row["high"] = paired_interval(*({s: of[s]["resampled"][metric] for s in common} for of in (runs, alone)))
+    return row
+
+
+def _ratio(runs: dict[int, dict], teachers: dict[int, dict]) -> float | None:
+    both = sorted(set(runs) & set(teachers))
+    return runs[both[0]]["macs"] / teachers[both[0]]["macs"] if both else None
+
+
+def suite_table(name: str, folder: Path) -> str:
+    """A suite as a Markdown table: mean and standard deviation over seeds, every class's mean, every seed's first metric."""
+    rows = rows_of(name, folder)
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    ran = [run for row in rows for run in row["runs"].values()]
+    kinds = list(classes(ran[0])) if ran else []
+    paper = any((row["student"].removesuffix("-cpu"), row["method"]) in PAPER for row in rows) and name != "demo"
+    head = ["model", "params", "GMACs", "of teacher", "steps", "min", *kinds]
+    for metric in metrics:
+        head += [METRICS[metric], "to alone [95 %]"]
+    head += ["seeds", f"{METRICS[metrics[0]]} of each"] + ["paper"] * paper
+    lines = [head, ["---"] + ["--:"] * (len(head) - 1)]
+    for first in rows[:: len(metrics)]:
+        mine = [row for row in rows if (row["student"], row["teacher"], row["method"])
+                == (first["student"], first["teacher"], first["method"])]  # fmt: skip
+        lines.append([label_of(first), *_cost(first), *_mean_classes(first, kinds)])
+        for row in mine:
+            delta = "" if row["delta"] is None else f"{row['delta']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]"
+            lines[-1] += [_plus_minus(row), delta]
+        lines[-1] += [str(first["n"]) if first["n"] else DASH, ", ".join(f"{v:.1f}" for v in first["values"].values()) or DASH]
+        lines[-1] += [PAPER.get((first["student"].removesuffix("-cpu"), first["method"]), DASH)] * paper
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def label_of(row: dict[str, Any]) -> str:
+    variant = row["method"]
+    if variant == TEACHER:
+        return f"teacher `{row['student']}`"
+    for before, after in ((f"{ALONE}, time of ", "alone, in the time of "), (ALONE, "alone")):
+        if variant.startswith(before):
+            return f"`{row['student']}` {after}{LABELS.get(variant.removeprefix(before), variant.removeprefix(before))}"
+    return f"`{row['student']}` + {LABELS.get(variant, variant)}"
+
+
+def _cost(row: dict[str, Any]) -> list[str]:
+    runs = list(row["runs"].values())
+    if not runs:
+        return [DASH] * 5
+    steps, ratio = sorted({r["steps"] for r in runs}), row["macs_ratio"]
+    return [f"{runs[0]['parameters'] / 1e3:.0f} k", f"{runs[0]['macs'] / 1e9:.2f}", DASH if ratio is None else f"{ratio:.2f}",
+            str(steps[0]) if len(steps) == 1 else f"{steps[0]}–{steps[-1]}",
+            f"{statistics.fmean(r['seconds'] for r in runs) / 60:.1f}"]  # fmt: skip
+
+
+def _mean_classes(row: dict[str, Any], kinds: list[str]) -> list[str]:
+    found = [classes(run) for run in row["runs"].values()]
+    return [f"{statistics.fmean(aps[kind] for aps in found):.1f}" if found else DASH for kind in kinds]
+
+
+def _plus_minus(row: dict[str, Any]) -> str:
+    if row["mean"] is None:
+        return DASH
+    return f"{row['mean']:.1f}" + (f" ± {row['std']:.1f}" if row["std"] is not None else "")
 
 
 def tagged() -> list[tuple[str, str, str]]:
@@ -94,10 +207,23 @@ def sheet_table() -> str:
     return markdown(json.loads((ROOT / "results" / "sheet.json").read_text()))
 
 
+def bench_table() -> str:
+    """results/bench.json, as `python -m benchmarks --json` wrote it; a dash in every place without it."""
+    path = ROOT / "results" / "bench.json"
+    record = json.loads(path.read_text()) if path.is_file() else {"rows": []}
+    lines = ["what case ours against theirs ratio goal note".split(), ["---", "---", "--:", "---", *["--:"] * 3, "---"]]
+    for row in record["rows"]:
+        ratio, goal = (DASH if row[key] is None else f"{row[key]:.2f}" for key in ("ratio", "goal"))
+        ours, theirs = amount(row["ours"], row["unit"]), amount(row["theirs"], row["unit"]) if row["peer"] else DASH
+        lines.append([row["subject"], row["case"], ours, row["peer"] or DASH, theirs, ratio, goal, row["note"]])
+    text = "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return text + (f"\n\n`{record['command']}`, {record['date']}, {record['machine']}." if record["rows"] else "")
+
+
 def fill(readme: str) -> str:
     """The README's text with every table made anew."""
-    tables = {"demo": lambda: demo_table(read_results(ROOT / "results" / "demo")), "readings": readings_table,
-              "sheet": sheet_table}  # fmt: skip
+    tables = {"readings": readings_table, "sheet": sheet_table, "bench": bench_table}
+    tables |= {name: lambda name=name: suite_table(name, ROOT / "results" / name) for name in SUITES}
 
     def table(match: re.Match) -> str:
         if match[1] not in tables:
@@ -110,7 +236,11 @@ def fill(readme: str) -> str:
 def main() -> None:
     parser = ArgumentParser(prog="table.py", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 2 when a table is out of date")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="also write the rows of all suites here")
     args = parser.parse_args()
+    if args.json:
+        rows = [row for name in SUITES for row in rows_of(name, ROOT / "results" / name)]
+        args.json.write_text(json.dumps([{k: v for k, v in row.items() if k != "runs"} for row in rows], indent=1) + "\n")
     path = ROOT / "README.md"
     before = path.read_text()
     after = fill(before)

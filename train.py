@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from rdd import RDD
 
 DEFAULT = "(default)"
-DEFAULT_ROOT = {"sim": Path("datasets/sim-kitti"), "kitti": Path("datasets/kitti"), "nuscenes": Path("datasets/nuscenes")}
+DEFAULT_ROOT = {"sim": Path("datasets/sim-kitti"), "sim-nuscenes": Path("datasets/sim-nuscenes"),
+                "kitti": Path("datasets/kitti"), "nuscenes": Path("datasets/nuscenes")}  # fmt: skip
 
 
 # ------------------------------------------------------------------ the loop
@@ -191,18 +192,20 @@ def object_database(cfg: Config, frames: "Kitti") -> Any:
 
 def prepare_data(cfg: Config, workers: int) -> Config:
     """Fill in the root, and make the simulated set if it is what is asked for and is not there."""
-    if cfg.data == "sim":
+    if cfg.data in ("sim", "sim-nuscenes"):
         import parallel
 
         parallel.start()
-        root = Path(cfg.root) if cfg.root else DEFAULT_ROOT["sim"]
+        root, kitti = Path(cfg.root or DEFAULT_ROOT[cfg.data]), cfg.layout == "kitti"
         if cfg.root and not root.is_dir():
-            raise InputError(f"--root {root}: no such folder; make a simulated set there: python -m data.simulate --out {root}")
-        if parallel.rank() == 0 and not (root / "ImageSets" / "val.txt").is_file():
-            from data.simulate import simulate
+            command = f"python -m data.simulate {'' if kitti else 'nuscenes '}--out {root}"
+            raise InputError(f"--root {root}: no such folder; make a simulated set there: {command}")
+        if parallel.rank() == 0 and not (root / ("ImageSets/val.txt" if kitti else "v1.0-trainval/scene.json")).is_file():
+            from data.simulate_kitti import simulate_kitti
+            from data.simulate_nuscenes import simulate_nuscenes
 
-            print(f"no data in {root}: simulating it (pass --data kitti --root DIR for real data)")
-            simulate(root, workers=workers)
+            print(f"no data in {root}: simulating it (pass --data {cfg.layout} --root DIR for real data)")
+            (simulate_kitti if kitti else simulate_nuscenes)(root, workers=workers)
         parallel.wait_for_all()
         return replace(cfg, root=str(root))
     return replace(cfg, root=cfg.root or str(DEFAULT_ROOT[cfg.data]))

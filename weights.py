@@ -91,10 +91,11 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str | Path)
     model.load_state_dict(weights)
 
 
-def load_detector(path: str | Path) -> tuple[Detector, dict[str, Any]]:
-    """A trained detector from its checkpoint, in eval mode, and the checkpoint's content."""
+def load_detector(path: str | Path, **changes: Any) -> tuple[Detector, dict[str, Any]]:
+    """A trained detector from its checkpoint, in eval mode, and the checkpoint's content. changes: fields of its config
+    that are to differ (those of decoding: the weights must still fit)."""
     content = read_checkpoint(path)
-    detector = Detector(from_json(content["config"]))
+    detector = Detector(override(from_json(content["config"]), changes))
     load_weights(detector, content["model"], path)
     return detector.eval(), content
 

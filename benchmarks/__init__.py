@@ -59,16 +59,20 @@ def compare(subject: str, case: str, ours: Callable[[], object], peer: str, thei
     return Row(subject, case, statistics.median(times["ours"]), peer, statistics.median(times["theirs"]), ratio, goal, note=note)
 
 
+def amount(x: float | None, unit: str) -> str:
+    """A quantity with its unit, as the table has it."""
+    if x is None:
+        return "not measured"
+    if unit == "s" and x < 1:
+        x, unit = 1000 * x, "ms"
+    return f"{x:,.3g} {unit}" if x < 1000 else f"{x:,.0f} {unit}"
+
+
 def show(row: Row) -> str:
     """A row as a line of text."""
-    def amount(x: float | None) -> str:
-        if x is None:
-            return "not measured"
-        return f"{1000 * x:,.1f} ms" if row.unit == "s" and x < 1 else f"{x:,.3g} {row.unit}"
-
-    line = f"{row.subject}: {row.case}: {amount(row.ours)}"
+    line = f"{row.subject}: {row.case}: {amount(row.ours, row.unit)}"
     if row.peer:
-        line += f", {row.peer} {amount(row.theirs)}"
+        line += f", {row.peer} {amount(row.theirs, row.unit)}"
     if row.ratio is not None:
         line += f", ratio {row.ratio:.2f}" + (f" (goal {row.goal:g})" if row.goal else "")
     return line + (f"   [{row.note}]" if row.note else "")

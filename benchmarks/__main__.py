@@ -50,7 +50,7 @@ def main() -> None:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
         os.replace(temporary, args.json)
     if args.figure:
-        from plot import ratios
+        from curves import ratios
 
         ratios(args.figure, record["rows"])
 

@@ -71,7 +71,7 @@ def open_data(cfg: Config, split: str) -> "Kitti | NuScenes":
 
     Raises InputError when the config was made for other data.
     """
-    if cfg.data == "nuscenes":
+    if cfg.layout == "nuscenes":
         unknown = [name for name in cfg.classes if name not in CLASS_OF.values()]
         if unknown or not cfg.velocity:
             found = f"class {unknown[0]!r}{did_you_mean(unknown[0], CLASS_OF.values())}" if unknown else "no velocity head"

@@ -85,6 +85,10 @@ class NuScenes:
         """The classes of the frame's labels: what `balanced_indices` asks for. No point is read."""
         return self.boxes(i)[1]
 
+    def scenes(self) -> np.ndarray:
+        """(len,) number of the scene of each frame."""
+        return self.tables.columns["sample_scene"][[self.tables.row(id) for id in self.ids]]
+
     def submission(self, found: dict[str, tuple]) -> dict:
         """Detections {id: (boxes (n, 9), scores (n,), n classes)} as the official results file: in the global frame."""
         results = {}

@@ -144,7 +144,7 @@ class Tables:
 
     def rows(self, sample_token: str) -> slice:
         """Which rows of the columns annotation_... are a key frame's labels."""
-        row = self._sample_row(sample_token)
+        row = self.row(sample_token)
         return slice(*self.columns["annotation_begin"][row : row + 2].tolist())
 
     def classes(self, rows: slice) -> list[str | None]:
@@ -157,7 +157,7 @@ class Tables:
 
     def scans(self, sample_token: str, count: int) -> list[Scan]:
         """The key frame and the scans before it, newest first; fewer than `count` at the beginning of a scene."""
-        c, row = self.columns, int(self.columns["key_scan"][self._sample_row(sample_token)])
+        c, row = self.columns, int(self.columns["key_scan"][self.row(sample_token)])
         found = []
         while row >= 0 and len(found) < count:
             sensor = c["scan_sensor"][row]
@@ -166,7 +166,8 @@ class Tables:
             row = int(c["scan_prev"][row])
         return found
 
-    def _sample_row(self, token: str) -> int:
+    def row(self, token: str) -> int:
+        """Which row of the columns sample... is a sample's."""
         if token not in self._row:
             raise InputError(f"{self.folder / 'sample.json'}: expected a sample {token!r}, found none")
         return self._row[token]

@@ -3,7 +3,7 @@
 The lasers sit above one another near the origin of the LiDAR frame, so a part can be met only inside the
 window of beams and azimuths that its outline spans: the scan is a grid, a window is a slice, and a part
 costs as much as it is large to look at. Rays pass gaps (glass, fences) at random and enter vegetation as
-far as chance lets them.
+far far as chance lets them.
 dims: B beams · A azimuth steps · P parts · F faces of a part · M labelled objects
 """
 
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.scenes import Scene
+from data.scenes import Ground, Scene
 from data.shapes import BALL, POST
 
 NEVER = np.float32(1e9)  # a distance no ray gets to, m
@@ -32,6 +32,10 @@ class Scanner:
     sector: float = 180.0  # half the angle it looks into, around x
     signal: float = 1.6  # ln of the power it hears half of the time, see `echoes`
     dark: float = 4.5  # ln of the power below which it mostly reports intensity 0
+    full: float = 1.0  # the intensity it reports for reflectance 1;
+    gamma: float = 1.0  # for others it goes with this power of the reflectance,
+    top: float = 0.99  # up to here,
+    decimals: int = 2  # in such steps
 
     def grid(self) -> tuple[np.ndarray, np.ndarray]:
         """Elevations (B,) and azimuths (A,) of the rays, rad. Azimuths grow from -sector."""
@@ -52,6 +56,19 @@ HDL64E = Scanner(
     origins=tuple(np.r_[np.linspace(0.209, 0.198, 32), np.linspace(0.126, 0.116, 32)].tolist()),
     azimuth_step=0.172, max_range=80.0,
 )  # fmt: skip
+# HDL-32E as nuScenes carries it, at 20 Hz: 32 beams 4/3 degrees apart out of one point, 1084 firings a turn. Angles, and what
+# the constants of the intensity were fitted to, from one real key frame.
+HDL32E = Scanner(
+    elevations=tuple(np.linspace(10.67, -30.67, 32).tolist()), origins=(0.0,) * 32, azimuth_step=360 / 1084, max_range=100.0,
+    min_range=0.3, signal=2.2, dark=-9.0, full=190.0, gamma=2.0, top=255.0, decimals=0,
+)  # fmt: skip
+
+
+class Pose(NamedTuple):
+    """Where a sensor is in a scene: its axes as columns, and its origin, m."""
+
+    rotation: np.ndarray  # (3, 3)
+    origin: np.ndarray  # (3,)
 
 
 class Scan(NamedTuple):
@@ -61,6 +78,7 @@ class Scan(NamedTuple):
     owner: np.ndarray  # (N,) row of the object a point lies on, -1 for the scenery
     visible: np.ndarray  # (M,) rays whose first hit is the object
     alone: np.ndarray  # (M,) rays that would meet it if nothing else were there
+    ray: np.ndarray  # (N,) which of the B x A rays a point came back from
 
 
 def rotations(parts: np.ndarray) -> np.ndarray:
@@ -95,8 +113,9 @@ def faces(parts: np.ndarray, rotation: np.ndarray) -> list[np.ndarray]:
     return out
 
 
-def windows(scanner: Scanner, parts: np.ndarray, rotation: np.ndarray) -> np.ndarray:
-    """(P, 4) int: first and one-past-last beam, first and one-past-last azimuth that can meet each part."""
+def windows(scanner: Scanner, parts: np.ndarray, rotation: np.ndarray, tilted: bool = False) -> np.ndarray:
+    """(P, 4) int: first and one-past-last beam, first and one-past-last azimuth that can meet each part.
+    tilted: the sensor may lean by up to 3 degrees against the parts, and stand above one."""
     elevation, azimuth = scanner.grid()
     signs = np.array([[i & 1, i >> 1 & 1, i >> 2] for i in range(8)]) * 2 - 1
     corners = parts["centre"][:, None] + (signs * parts["half"][:, None]) @ rotation.transpose(
@@ -112,6 +131,9 @@ def windows(scanner: Scanner, parts: np.ndarray, rotation: np.ndarray) -> np.nda
     local = -(parts["centre"][:, None] @ rotation)[:, 0]
     gap = np.maximum(np.abs(local) - parts["half"], 0)
     upright = np.hypot(gap[:, 0], gap[:, 1])
+    if tilted:
+        first[upright < 0.1], last[upright < 0.1] = 0, len(azimuth)
+        upright = 0.99 * upright - 0.06 * np.abs(corners[..., 2]).max(1)
     leaning = np.hypot(*parts["centre"][:, :2].T) - np.linalg.norm(parts["half"], axis=1)
     near = np.maximum(np.where(parts["pitch"] == 0, upright, leaning), 0.2)
     far = np.hypot(corners[..., 0], corners[..., 1]).max(1)
@@ -160,22 +182,22 @@ def meet_ball(centre: np.ndarray, half: np.ndarray, rotation: np.ndarray, rays: 
     return enter, leave, cosine
 
 
-def meet_ground(
-    scene: Scene, rays: np.ndarray, up: np.ndarray, max_range: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Range and cosine of incidence of each ray's ground point; twice `max_range` where there is none.
+def meet_ground(ground: Ground, rays: np.ndarray, start: np.ndarray, max_range: float,
+                below: float) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Range and cosine of incidence of each ray's ground point; twice `max_range` where there is none. rays (B, A, 3) and
+    their starts (B, 3) in the scene's frame; below: height of the ground under the sensor, a first guess.
 
     Fixed point: guess the height, go to where the ray has it, look up the height there. The ground is so
     flat against all but the most grazing rays that this converges; those that do not are taken to graze it
     without an echo.
     """
     down = -rays[..., 2]
-    ground = scene.ground
+    x, y, up = start.T[..., None]  # (B, 1) each
     nothing, slant = 2 * max_range, np.maximum(down, 0.004)
-    distance = np.clip((up[:, None] - ground.height) / slant, 0, nothing)
+    distance = np.clip((up - below) / slant, 0, nothing)
     for _ in range(6):
-        height = ground.z(rays[..., 0] * distance, rays[..., 1] * distance)
-        found = (up[:, None] - height) / slant
+        height = ground.z(x + rays[..., 0] * distance, y + rays[..., 1] * distance)
+        found = (up - height) / slant
         last, distance = distance, np.clip(0.3 * distance + 0.7 * found, 0.5, nothing)
     met = (down > 0.004) & (np.abs(found - last) < 0.02 * last)
     return np.where(met, found, nothing).astype(np.float32), slant
@@ -208,23 +230,32 @@ def meet(item: np.void, planes: np.ndarray, rotation: np.ndarray, rays: np.ndarr
     return hit, enter, cosine
 
 
-def first_hits(scene: Scene, scanner: Scanner, rng: np.random.Generator) -> Hits:
-    """Send out all rays: the ground first, then the parts by object, each in its window of the grid."""
+def first_hits(scene: Scene, scanner: Scanner, rng: np.random.Generator, pose: Pose | None = None) -> Hits:
+    """Send out all rays: the ground first, then the parts by object, each in its window of the grid. Without a pose the
+    scene is in the sensor's frame already."""
     elevation, azimuth = scanner.grid()
     ce, se = np.cos(elevation)[:, None], np.sin(elevation)[:, None]
     level = np.broadcast_to(se, (len(elevation), len(azimuth)))
     rays = np.stack([ce * np.cos(azimuth), ce * np.sin(azimuth), level], axis=-1).astype(np.float32)
     up = np.array(scanner.origins, np.float32)
-    depth, cosine = meet_ground(scene, rays, up, scanner.max_range)
-    _, across = scene.ground.to_road(rays[..., 0] * depth, rays[..., 1] * depth)
+    start, ahead = np.stack([0 * up, 0 * up, up], axis=1), rays
+    parts = scene.parts[np.argsort(scene.parts["owner"], kind="stable")]
+    rotation = rotations(parts)
+    below = scene.ground.height
+    if pose is not None:
+        below = float(scene.ground.z(*pose.origin[:2]))
+        start, ahead = (np.einsum("...j,ij->...i", v, pose.rotation).astype(np.float32) for v in (start, rays))
+        start += pose.origin.astype(np.float32)
+        parts["centre"] = (parts["centre"] - pose.origin) @ pose.rotation
+        rotation = pose.rotation.T @ rotation
+    depth, cosine = meet_ground(scene.ground, ahead, start, scanner.max_range, below)
+    x, y = (start[:, None, k] + ahead[..., k] * depth for k in (0, 1))
     road, beside = scene.ground.reflectance
-    bright = np.where(np.abs(across) < scene.ground.half_road, road, beside).astype(np.float32)
+    bright = np.where(np.abs(scene.ground.to_road(x, y)[1]) < scene.ground.half_road, road, beside).astype(np.float32)
     owner = np.full(depth.shape, -1, np.int32)
     alone = np.zeros(len(scene.names), int)
 
-    parts = scene.parts[np.argsort(scene.parts["owner"], kind="stable")]
-    rotation = rotations(parts)
-    planes, around = faces(parts, rotation), windows(scanner, parts, rotation)
+    planes, around = faces(parts, rotation), windows(scanner, parts, rotation, tilted=pose is not None)
     met = np.zeros(depth.shape, bool)  # rays that meet the object whose parts are being looked at
     # In a full turn a window may cross the seam: then it is two slices
     seams = (-len(azimuth), 0, len(azimuth)) if scanner.sector >= 180 else (0,)
@@ -247,15 +278,15 @@ def first_hits(scene: Scene, scanner: Scanner, rng: np.random.Generator) -> Hits
     return Hits(rays, depth, cosine, bright, owner, alone)
 
 
-def scan(scene: Scene, scanner: Scanner, rng: np.random.Generator) -> Scan:
-    """One turn of the scanner in a scene."""
-    hits = first_hits(scene, scanner, rng)
+def scan(scene: Scene, scanner: Scanner, rng: np.random.Generator, pose: Pose | None = None) -> Scan:
+    """One turn of the scanner in a scene, as a snapshot: nothing moves meanwhile."""
+    hits = first_hits(scene, scanner, rng, pose)
     visible = np.bincount(hits.owner[hits.owner >= 0], minlength=len(scene.names))
     heard, measured, intensity = echoes(scanner, hits, rng)
     xyz = hits.rays * measured[..., None]
     xyz[..., 2] += np.array(scanner.origins, np.float32)[:, None]
     points = np.concatenate([xyz, intensity[..., None]], axis=-1)
-    return Scan(points[heard], hits.owner[heard], visible, hits.alone)
+    return Scan(points[heard], hits.owner[heard], visible, hits.alone, np.flatnonzero(heard))
 
 
 def echoes(
@@ -267,7 +298,7 @@ def echoes(
     lose the road at 30 m, where a real sensor still hears it). The chance to hear it is a logistic function
     of its logarithm, and so is the chance that its intensity reads 0, as most do beyond 60 m. Otherwise
     intensity is the reflectance, as KITTI's calibrated values hardly depend on range, with a gain per laser
-    and noise, in steps of 0.01.
+    and noise, in steps of the sensor's.
     """
     depth, bright, shape = hits.depth, hits.bright, hits.depth.shape
     texture = np.exp(rng.normal(0, 0.25, shape)).astype(np.float32)
@@ -285,4 +316,5 @@ def echoes(
     )  # a property of the sensor, not of the frame
     intensity = bright * texture * gain + rng.normal(0, 0.02, shape)
     intensity[rng.random(shape, np.float32) < 1 / (1 + np.exp((power - scanner.dark) / 0.4))] = 0
-    return heard, measured, (np.clip(np.round(intensity, 2), 0, 0.99)).astype(np.float32)
+    intensity = np.sign(intensity) * np.abs(intensity) ** scanner.gamma * scanner.full
+    return heard, measured, np.clip(np.round(intensity, scanner.decimals), 0, scanner.top).astype(np.float32)

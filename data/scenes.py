@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from data.shapes import BALL, BOX, CLUTTER, OBJECTS, PART, draw_size, part
+from data.shapes import BALL, BOX, CLUTTER, OBJECTS, PART, SIZES, draw_size, part
 
 
 @dataclass
@@ -95,11 +95,42 @@ STREETS = (
 BEHIND, AHEAD = -45.0, 78.0  # the stretch of road that is furnished, m along it
 
 
+def apart(one: np.ndarray, others: np.ndarray, margin: float = 0.0) -> np.ndarray:
+    """(5,) and (n, 5) rectangles x, y, length, width, yaw -> (n,) bool: they are apart if an axis of one separates them."""
+    x, y, length, width, yaw = one
+    away = others[:, :2] - (x, y)
+    reach = math.hypot(length, width) / 2 + margin + np.hypot(others[:, 2], others[:, 3]) / 2
+    found = (away**2).sum(1) >= reach**2
+    others, away = others[~found], away[~found]
+    separate = np.zeros(len(others), bool)
+    turn = others[:, 4] - yaw
+    c, s = np.abs(np.cos(turn)), np.abs(np.sin(turn))
+    for angle, mine in ((yaw, True), (others[:, 4], False)):
+        for k, axis in enumerate((angle, angle + np.pi / 2)):
+            distance = np.abs(away[:, 0] * np.cos(axis) + away[:, 1] * np.sin(axis))
+            own, other = ((length, width), (others[:, 2], others[:, 3]))[:: 1 if mine else -1]
+            shadow = other[k] * c + other[1 - k] * s
+            separate |= distance > (own[k] + shadow) / 2 + margin
+    found[~found] = separate
+    return found
+
+
+def placed(parts: np.ndarray, x: float, y: float, z: float, yaw: float, owner: int = -1) -> np.ndarray:
+    """Parts (P,) of a thing at the origin, moved to (x, y, z) and turned."""
+    rows = parts.copy()
+    c, s = math.cos(yaw), math.sin(yaw)
+    rows["centre"] = rows["centre"] @ np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]], np.float32)
+    rows["centre"] += np.array([x, y, z], np.float32)
+    rows["yaw"] += yaw
+    rows["owner"] = owner
+    return rows
+
+
 class Builder:
     """Puts things on the ground one after another, so that no two footprints overlap."""
 
-    def __init__(self, ground: Ground, rng: np.random.Generator) -> None:
-        self.ground, self.rng = ground, rng
+    def __init__(self, ground: Ground, rng: np.random.Generator, sizes: dict = SIZES, shapes: dict = OBJECTS) -> None:
+        self.ground, self.rng, self.sizes, self.shapes = ground, rng, sizes, shapes
         # x, y, length, width, yaw; first the car that carries the sensor, with the distance it keeps
         self.footprints = [(2.0, 0.0, 12.0, 2.0, 0.0)]
         self.parts: list[np.ndarray] = []
@@ -107,45 +138,23 @@ class Builder:
         self.names: list[str] = []
         self.velocity: list[tuple] = []
 
-    def is_free(
-        self, x: float, y: float, length: float, width: float, yaw: float, margin: float = 0.15
-    ) -> bool:
-        """No overlap with what stands already: rectangles are apart if one of their axes separates them."""
-        others = np.array(self.footprints)
-        away = others[:, :2] - (x, y)
-        reach = math.hypot(length, width) / 2 + margin + np.hypot(others[:, 2], others[:, 3]) / 2
-        others, away = others[(near := (away**2).sum(1) < reach**2)], away[near]
-        apart = np.zeros(len(others), bool)
-        turn = others[:, 4] - yaw
-        c, s = np.abs(np.cos(turn)), np.abs(np.sin(turn))
-        for angle, mine, theirs in ((yaw, 0, 1), (others[:, 4], 1, 0)):
-            for k, axis in enumerate((angle, angle + np.pi / 2)):
-                distance = np.abs(away[:, 0] * np.cos(axis) + away[:, 1] * np.sin(axis))
-                own = (length, width) if mine == 0 else (others[:, 2], others[:, 3])
-                other = (others[:, 2], others[:, 3]) if theirs else (length, width)
-                shadow = other[k] * c + other[1 - k] * s
-                apart |= distance > (own[k] + shadow) / 2 + margin
-        return bool(apart.all())
+    def is_free(self, x: float, y: float, length: float, width: float, yaw: float, margin: float = 0.15) -> bool:
+        """No overlap with what stands already."""
+        return bool(apart(np.array([x, y, length, width, yaw]), np.array(self.footprints), margin).all())
 
     def put(self, parts: list[tuple], x: float, y: float, yaw: float, owner: int = -1) -> None:
         """Move parts from their thing's frame to the ground at (x, y)."""
-        rows = np.array(parts, dtype=PART)
-        c, s = math.cos(yaw), math.sin(yaw)
-        rows["centre"] = rows["centre"] @ np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]], np.float32)
-        rows["centre"] += np.array([x, y, self.ground.z(x, y)], np.float32)
-        rows["yaw"] += yaw
-        rows["owner"] = owner
-        self.parts.append(rows)
+        self.parts.append(placed(np.array(parts, dtype=PART), x, y, self.ground.z(x, y), yaw, owner))
 
-    def add_object(self, name: str, u: float, d: float, turn: float, speed: float = 0.0) -> bool:
-        """A labelled object at (u, d) of the road, turned against it. False if the place is taken."""
+    def add_object(self, name: str, u: float, d: float, turn: float, speed: float = 0.0, check: bool = True) -> bool:
+        """A labelled object at (u, d) of the road, turned against it. False if the place is taken (and `check` is on)."""
         x, y, heading = self.ground.from_road(u, d)
         yaw = heading + turn
-        length, width, height = draw_size(name, self.rng)
-        if not self.is_free(x, y, length, width, yaw):
+        length, width, height = draw_size(name, self.rng, self.sizes)
+        if check and not self.is_free(x, y, length, width, yaw):
             return False
         self.footprints.append((x, y, length, width, yaw))
-        self.put(OBJECTS[name](length, width, height, self.rng), x, y, yaw, owner=len(self.names))
+        self.put(self.shapes[name](length, width, height, self.rng), x, y, yaw, owner=len(self.names))
         yaw = (yaw + np.pi) % (2 * np.pi) - np.pi
         self.boxes.append((x, y, float(self.ground.z(x, y)) + height / 2, length, width, height, yaw))
         self.names.append(name)
@@ -291,6 +300,24 @@ def add_people(builder: Builder, street: Street, half: float) -> None:
         )
 
 
+def add_roadsides(builder: Builder, street: Street, half: float, low: float, high: float) -> None:
+    """Houses on both sides, from `low` to `high` along the road, and the edge of a wood behind them."""
+    rng = builder.rng
+    for side in (-1, 1):
+        u = low - 20
+        while u < high + 10:
+            length, depth = rng.uniform(7, 28), rng.uniform(6, 14)
+            if rng.random() < street.built:
+                d = side * (half + rng.uniform(*street.setback) + depth / 2)
+                builder.add_block(u + length / 2, d, length, depth, rng.uniform(3, 14))
+            u += length + (rng.uniform(2, 9) if rng.random() < 0.4 else 0.1)
+        u = low - 10
+        while u < high + 10:
+            length = rng.uniform(8, 30)
+            builder.add_woods(u + length / 2, side * (half + rng.uniform(street.setback[0] + 4, 40)), length)
+            u += length * rng.uniform(0.7, 1.5)
+
+
 def make_scene(rng: np.random.Generator) -> Scene:
     """A street of one kind with everything on it: a function of the generator alone."""
     street = STREETS[rng.choice(len(STREETS), p=(0.25, 0.25, 0.2, 0.15, 0.15))]
@@ -298,19 +325,7 @@ def make_scene(rng: np.random.Generator) -> Scene:
     builder, half = Builder(ground, rng), ground.half_road
     add_traffic(builder, street, half)
     add_people(builder, street, half)
-    for side in (-1, 1):
-        u = BEHIND - 20
-        while u < AHEAD + 10:
-            length, depth = rng.uniform(7, 28), rng.uniform(6, 14)
-            if rng.random() < street.built:
-                d = side * (half + rng.uniform(*street.setback) + depth / 2)
-                builder.add_block(u + length / 2, d, length, depth, rng.uniform(3, 14))
-            u += length + (rng.uniform(2, 9) if rng.random() < 0.4 else 0.1)
-        u = BEHIND - 10
-        while u < AHEAD + 10:
-            length = rng.uniform(8, 30)
-            builder.add_woods(u + length / 2, side * (half + rng.uniform(street.setback[0] + 4, 40)), length)
-            u += length * rng.uniform(0.7, 1.5)
+    add_roadsides(builder, street, half, BEHIND, AHEAD)
     if rng.random() < 0.6:  # the road turns away behind the houses or trees
         end, across = rng.uniform(55, AHEAD), rng.uniform(-6, 6)
         builder.add_block(

@@ -64,9 +64,9 @@ def part(shape, centre, half, material, yaw=0.0, pitch=0.0, taper=(0, 0, 0), ref
     )
 
 
-def draw_size(name: str, rng: np.random.Generator) -> tuple[float, float, float]:
+def draw_size(name: str, rng: np.random.Generator, sizes: dict = SIZES) -> tuple[float, float, float]:
     """Length, width, height of a new object: a normal distribution cut at two standard deviations."""
-    mean, std = SIZES[name]
+    mean, std = sizes[name]
     return tuple(m + s * float(np.clip(rng.normal(), -2, 2)) for m, s in zip(mean, std, strict=True))
 
 

@@ -1,144 +1,25 @@
-"""A LiDAR simulator that writes an official KITTI root: the data of the demo, without a download.
+"""A LiDAR simulator that writes official data sets: KITTI's layout and nuScenes'. The data of the demo, without a download.
 
-    python -m data.simulate --out data/simulated                  # 250 training frames, 80 held-out ones
+    python -m data.simulate --out datasets/sim-kitti                          # KITTI: 250 training frames, 80 held-out ones
     python -m data.simulate --out data/big --train 4000 --val 800 --workers 8
-    python -m data.simulate compare --root data/simulated --real /data/kitti --out figure.png     # realistic?
+    python -m data.simulate compare --root datasets/sim-kitti --real /data/kitti --out figure.png     # realistic?
+    python -m data.simulate nuscenes --out datasets/sim-nuscenes              # nuScenes: 24 training scenes, 8 held-out ones
 
-Frames are streets with traffic and clutter (shapes.py, scenes.py) seen by a 64-beam scanner (scanner.py). By
-default the scanner looks at the camera's sector only, 45 degrees to both sides, because KITTI labels nothing
-else and its loaders crop the cloud to the image anyway; --full-circle writes whole turns. KITTI has about 4
-cars, 0.6 pedestrians and 0.2 cyclists in a frame; these have 6, 4 and 3, since the demo has few frames. Every
-frame is a function of (seed, split, index), so the number of workers changes nothing, and an interrupted set
-is continued by the same command.
-
-Labels follow KITTI's definitions. 2D box: around the projected 3D box, clipped to the image. Truncation: the
-share of that box's area outside the image. Occlusion: from the share v of the rays towards the object that
-reach it: 0 for v >= 0.8, 1 for v >= 0.4, else 2. DontCare: objects with v < 0.1 or fewer than 5 points in the
-image, as one region where their 2D boxes overlap; objects without a point in the image are not labelled.
-(reads after: scanner.py, kitti_files.py; next: augment.py)
+Streets with traffic and clutter (shapes.py, scenes.py, traffic.py) seen by the data set's own scanner (scanner.py). KITTI's are
+single frames of 64 beams, nuScenes' are scenes in which time passes, of 32 beams; simulate_kitti.py and simulate_nuscenes.py say
+what is written. All of it is a function of the seed: the number of workers changes nothing, and an interrupted set is continued
+by the same command.   (reads after: scanner.py; next: simulate_kitti.py, then augment.py)
 """
 
 import json
 import os
 import sys
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
-
 from cli import ArgumentParser, InputError, run_cli
-from data.kitti_files import (
-    Calibration,
-    Objects,
-    image_boxes,
-    objects_from_boxes,
-    write_calibration,
-    write_objects,
-)
-from data.scanner import HDL64E, Scan, scan
-from data.scenes import Scene, make_scene
-
-VERSION = 2  # raised whenever the same settings give other frames
-IMAGE = (1242, 375)  # px
-SECTOR = 45.0  # half of the camera's sector with a margin, degrees
-FEW_POINTS, HIDDEN = 5, 0.1  # below these an object is DontCare
-
-
-def turn(x: float, y: float, z: float) -> np.ndarray:
-    """Rotation by small angles about the three axes, rad."""
-    cx, sx, cy, sy, cz, sz = (f(a) for a in (x, y, z) for f in (np.cos, np.sin))
-    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
-    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-    return np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]]) @ about_y @ about_x
-
-
-# KITTI's left colour camera; the LiDAR sits 0.27 m behind it and 0.08 m above, and, as in a real car,
-# neither the mounting nor the rectification is exactly straight: a transformation left out or inverted must
-# not cancel by luck.
-AXES = np.array([[0.0, -1, 0], [0, 0, -1], [1, 0, 0]])  # LiDAR axes -> camera axes
-CALIBRATION = Calibration(
-    p2=np.array(
-        [[721.5377, 0, 609.5593, 44.85728], [0, 721.5377, 172.854, 0.2163791], [0, 0, 1, 0.002745884]]
-    ),
-    r0_rect=turn(0.0043, -0.0074, -0.0099),
-    tr_velo_to_cam=np.c_[turn(-0.0146, 0.0007, 0.0075) @ AXES, [-0.004, -0.076, -0.272]],
-)
-
-
-def dont_care(boxes: np.ndarray) -> Objects:
-    """DontCare regions around 2D boxes (n, 4) px; those that overlap become one, as KITTI marks groups."""
-    groups: list[np.ndarray] = []
-    for box in boxes:
-        while True:  # the union may touch further groups
-            touching = [g for g in groups if (box[:2] < g[2:]).all() and (g[:2] < box[2:]).all()]
-            if not touching:
-                break
-            groups = [g for g in groups if all(g is not t for t in touching)]
-            box = np.r_[np.min([box, *touching], 0)[:2], np.max([box, *touching], 0)[2:]]
-        groups.append(box)
-    n = len(groups)
-    minus = np.full(n, -1)
-    return Objects(
-        np.full(n, "DontCare"), minus.astype(float), minus, np.full(n, -10.0), np.array(groups).reshape(n, 4),
-        np.full((n, 3), -1.0), np.full((n, 3), -1000.0), np.full(n, -10.0), np.full(n, np.nan),
-    )  # fmt: skip
-
-
-def label(scene: Scene, seen: Scan, calib: Calibration) -> Objects:
-    """The label file of a frame: what an annotator could see, in KITTI's columns, DontCare last."""
-    pixels, depth = calib.project(calib.lidar_to_camera(seen.points[:, :3]))
-    inside = (depth > 0) & (pixels >= 0).all(1) & (pixels < IMAGE).all(1)
-    counted = seen.owner[inside & (seen.owner >= 0)]
-    points = np.bincount(counted, minlength=len(scene.names))
-    share = seen.visible / np.maximum(seen.alone, 1)
-    rows = np.flatnonzero(points > 0)
-    # Row numbers go in as names and come out of the objects that have a 2D box in the image
-    objects = objects_from_boxes(scene.boxes[rows], [str(i) for i in rows], None, calib, IMAGE)
-    rows = objects.type.astype(int)
-    names = np.array([scene.names[i] for i in rows], dtype=str)
-    whole = image_boxes(objects.location, objects.dimensions, objects.rotation_y, calib)
-    area, kept = ((b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) for b in (whole, objects.bbox))
-    occlusion = np.where(share[rows] >= 0.8, 0, np.where(share[rows] >= 0.4, 1, 2))
-    objects = replace(objects, type=names, truncation=np.clip(1 - kept / area, 0, 1), occlusion=occlusion)
-    hidden = (points[rows] < FEW_POINTS) | (share[rows] < HIDDEN)
-    regions = dont_care(objects.bbox[hidden])
-    both = {k: np.concatenate([v[~hidden], getattr(regions, k)]) for k, v in vars(objects).items()}
-    return Objects(**both)
-
-
-def make_frame(seed: int, split: int, index: int, full_circle: bool) -> tuple[np.ndarray, Objects]:
-    """Points (N, 4) and labels of one frame: a function of the arguments alone."""
-    rng = np.random.default_rng((seed, split, index))
-    scene = make_scene(rng)
-    seen = scan(scene, HDL64E if full_circle else replace(HDL64E, sector=SECTOR), rng)
-    return seen.points, label(scene, seen, CALIBRATION)
-
-
-def frame_files(root: Path, number: int) -> tuple[Path, Path, Path]:
-    """Calibration, label and points of a frame, in the order they are written."""
-    folder, name = root / "training", f"{number:06d}"
-    return (
-        folder / "calib" / f"{name}.txt",
-        folder / "label_2" / f"{name}.txt",
-        folder / "velodyne" / f"{name}.bin",
-    )
-
-
-def write_frame(task: tuple[Path, int, int, int, int, bool]) -> None:
-    """Make one frame and move its files into place, the points last: a frame with points is complete."""
-    root, number, *arguments = task
-    points, objects = make_frame(*arguments)
-    writers = (
-        lambda path: write_calibration(path, CALIBRATION),
-        lambda path: write_objects(path, objects),
-        lambda path: Path(path).write_bytes(points.astype("<f4").tobytes()),
-    )
-    for path, write in zip(frame_files(root, number), writers, strict=True):
-        passing = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        write(passing)
-        os.replace(passing, path)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -165,64 +46,57 @@ def check_settings(out: Path, settings: dict) -> None:
         raise InputError(f"{out} holds a set with other settings: {', '.join(differs)}; give another --out")
 
 
-def simulate(
-    out: str | Path,
-    train: int = 250,
-    val: int = 80,
-    seed: int = 0,
-    workers: int = 0,
-    full_circle: bool = False,
-    progress: bool = True,
-) -> Path:
-    """Write a KITTI root of simulated frames, or what is missing of it; nothing is done to a complete one.
-
-    out: a folder that is new, empty or was begun with the same settings (InputError otherwise). workers:
-    processes, 0 = one per core. Frames 0 .. train-1 are the split train, the others val; trainval has both.
-    """
-    out = Path(out)
-    if train < 0 or val < 0 or train + val < 1 or seed < 0:
-        raise InputError(
-            f"expected at least one frame and a seed >= 0, found train {train}, val {val}, seed {seed}"
-        )
-    settings = {"version": VERSION, "train": train, "val": val, "seed": seed, "full_circle": full_circle}
+def begin(out: Path, settings: dict, folders: Iterable[str]) -> None:
+    """A new set, or one that goes on: its settings are checked and written down, its folders made."""
     check_settings(out, settings)
-    for folder in ("training/velodyne", "training/label_2", "training/calib", "ImageSets"):
+    for folder in folders:
         (out / folder).mkdir(parents=True, exist_ok=True)
     write_text(out / "simulation.json", json.dumps(settings, indent=2) + "\n")
-    jobs = [(split, index) for split, count in enumerate((train, val)) for index in range(count)]
-    tasks = [
-        (out, number, seed, split, index, full_circle)
-        for number, (split, index) in enumerate(jobs)
-        if not all(path.is_file() for path in frame_files(out, number))
-    ]
-    _run(tasks, min(workers or os.cpu_count() or 1, len(tasks)), len(jobs), progress)
-    numbers = [f"{number:06d}\n" for number in range(len(jobs))]
-    for name, lines in (("train", numbers[:train]), ("val", numbers[train:]), ("trainval", numbers)):
-        write_text(out / "ImageSets" / f"{name}.txt", "".join(lines))
-    return out
 
 
-def _run(tasks: list[tuple], workers: int, total: int, progress: bool) -> None:
-    """Write the frames of `tasks`, in this process or in several, behind a progress bar."""
+def run(write: Callable[[tuple], None], tasks: list[tuple], workers: int, total: int, unit: str) -> None:
+    """Do the tasks that are left of `total`, in this process or in several (0: one per core), behind a bar if it has a unit."""
     from tqdm import tqdm
 
-    done = total - len(tasks)
-    with tqdm(
-        total=total, initial=done, desc="simulating", unit="frame", disable=not (progress and tasks)
-    ) as bar:
+    workers = min(workers or os.cpu_count() or 1, len(tasks))
+    with tqdm(total=total, initial=total - len(tasks), desc="simulating", unit=unit, disable=not (unit and tasks)) as bar:
         if workers <= 1:
             for task in tasks:
-                write_frame(task)
+                write(task)
                 bar.update()
             return
         # spawn: the caller may have started threads (torch), which do not survive a fork
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             try:
-                for _ in pool.map(write_frame, tasks, chunksize=4):
+                for _ in pool.map(write, tasks, chunksize=max(1, min(4, len(tasks) // (4 * workers)))):
                     bar.update()
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
+
+
+def options(prog: str, root: str, train: int, val: int, unit: str) -> ArgumentParser:
+    """What both layouts' commands have in common."""
+    parser = ArgumentParser(prog=prog, description=__doc__)
+    parser.add_argument("--out", required=True, help=f"folder for the new {root} root")
+    parser.add_argument("--train", type=int, default=train, help=f"training {unit} (default: %(default)s)")
+    parser.add_argument("--val", type=int, default=val, help=f"held-out {unit} (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other scenes (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0 = one per core (default: %(default)s)")
+    return parser
+
+
+def nuscenes_main(arguments: list[str]) -> None:
+    """The command line of `python -m data.simulate nuscenes`."""
+    parser = options("python -m data.simulate nuscenes", "nuScenes", 24, 8, "scenes")
+    parser.add_argument("--sweeps", type=int, default=2, help="scans written before a key frame, up to 9 (default: %(default)s)")
+    parser.add_argument("--samples", type=int, nargs=2, default=(10, 20), metavar=("LEAST", "MOST"),
+                        help="key frames of a scene, 2 a second (default: 10 20)")  # fmt: skip
+    given = parser.parse_args(arguments)
+    from data.simulate_nuscenes import simulate_nuscenes
+
+    out = simulate_nuscenes(given.out, given.train, given.val, given.seed, given.workers, given.sweeps, tuple(given.samples))
+    print(f"{out}: {given.train} training and {given.val} held-out scenes")
 
 
 def main() -> None:
@@ -230,23 +104,14 @@ def main() -> None:
         from data.resemblance import compare_main
 
         return compare_main(sys.argv[2:])
-    parser = ArgumentParser(prog="python -m data.simulate", description=__doc__)
-    parser.add_argument("--out", required=True, help="folder for the new KITTI root")
-    parser.add_argument("--train", type=int, default=250, help="training frames (default: %(default)s)")
-    parser.add_argument(
-        "--val", type=int, default=80, help="held-out frames of other scenes (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="another seed, other scenes (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--workers", type=int, default=0, help="processes; 0 = one per core (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--full-circle", action="store_true", help="whole turns, about 4 times as many points"
-    )
+    if sys.argv[1:2] == ["nuscenes"]:
+        return nuscenes_main(sys.argv[2:])
+    parser = options("python -m data.simulate", "KITTI", 250, 80, "frames")
+    parser.add_argument("--full-circle", action="store_true", help="whole turns, about 4 times as many points")
     given = parser.parse_args()
-    out = simulate(given.out, given.train, given.val, given.seed, given.workers, given.full_circle)
+    from data.simulate_kitti import simulate_kitti
+
+    out = simulate_kitti(given.out, given.train, given.val, given.seed, given.workers, given.full_circle)
     print(f"{out}: {given.train} training and {given.val} held-out frames")
 
 

@@ -21,7 +21,7 @@ dims: S samples · L labels · D predictions (of all samples, in a row) · P pai
 import gc
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +72,17 @@ def evaluate(tables: "Tables", samples: list[str], path: Path) -> tuple[dict, di
     "label_tp_errors": {class: {error: value, None: it has none}}, "tp_errors", "tp_scores", "nd_score"}; and how many boxes
     each filter leaves, {"labels": {step: n}, "predictions": ..}. Raises InputError as told at `read_results`.
     """
+    labels, predictions, ego, counts = load(tables, samples, path)
+    found = curves(labels, predictions, ego)
+    for name, limits in found.items():
+        # The devkit stops here too: past the recall that was reached its confidence is 0, which then were a rise.
+        if any((np.diff(curve["confidence"]) > 0).any() for curve in limits.values()):
+            raise InputError(f"{path}: expected scores (detection_score) of 0 or more, found negative ones of {name}")
+    return summary(found), counts
+
+
+def load(tables: "Tables", samples: list[str], path: Path) -> tuple[Boxes, Boxes, np.ndarray, dict]:
+    """The labels and predictions that the filters leave, where the ego vehicle is (S, 2), and `evaluate`'s counts."""
     collecting = gc.isenabled()
     gc.disable()  # millions of boxes, and no garbage: to look through them again and again takes a third of the time
     try:
@@ -85,12 +96,15 @@ def evaluate(tables: "Tables", samples: list[str], path: Path) -> tuple[dict, di
     ego = np.array([tables.ego_pose(token)[0] for token in samples], dtype=float)[:, :2]  # (S, 2)
     labels, label_counts = _filter(labels, ego, racks)
     predictions, prediction_counts = _filter(predictions, ego, racks)
-    found = curves(labels, predictions, ego)
-    for name, limits in found.items():
-        # The devkit stops here too: past the recall that was reached its confidence is 0, which then were a rise.
-        if any((np.diff(curve["confidence"]) > 0).any() for curve in limits.values()):
-            raise InputError(f"{path}: expected scores (detection_score) of 0 or more, found negative ones of {name}")
-    return summary(found), {"labels": label_counts, "predictions": prediction_counts}
+    return labels, predictions, ego, {"labels": label_counts, "predictions": prediction_counts}
+
+
+def draw_samples(boxes: Boxes, drawn: np.ndarray) -> Boxes:
+    """The boxes of the samples `drawn` (n,), some of them several times, as samples 0 .. n - 1: for a bootstrap."""
+    order = np.argsort(boxes.sample, kind="stable")
+    first, last = (np.searchsorted(boxes.sample[order], drawn, side) for side in ("left", "right"))
+    of, row = _ranges(first, last)
+    return replace(boxes[order[row]], sample=of)
 
 
 def summary(found: dict) -> dict:

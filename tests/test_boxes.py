@@ -308,3 +308,19 @@ def test_cuda_gives_the_same():
         here, there = function(a, b), function(a.cuda(), b.cuda())
         assert torch.allclose(there.cpu().double(), here.double(), atol=1e-9)
     assert torch.equal(B.nms(a.cuda(), scores.cuda(), 0.2).cpu(), B.nms(a, scores, 0.2))
+
+
+@pytest.mark.parametrize("squared", [0.0, 0.175, 4.0, 12.0])
+def test_circle_nms_is_the_greedy_loop_over_squared_distances(squared):
+    rng = np.random.default_rng(3)
+    rows = random_boxes(150, 5, spread=5)
+    rows[:, :2] = (rows[:, :2] * 2).round() / 2  # distances that meet the limit exactly, and equal centres
+    scores = torch.from_numpy(rng.integers(0, 30, 150) / 30)
+    kept = []
+    for i in scores.argsort(descending=True, stable=True).tolist():
+        if all(float((rows[i, 0] - rows[k, 0]) ** 2 + (rows[i, 1] - rows[k, 1]) ** 2) > squared for k in kept):
+            kept.append(i)
+    assert B.circle_nms(rows, scores, squared).tolist() == kept
+    assert B.circle_nms(rows, scores, squared, limit=9).tolist() == kept[:9]
+    assert 1 < len(kept) < 150
+    assert B.circle_nms(rows[:0], scores[:0], squared).shape == (0,)

@@ -233,6 +233,18 @@ def test_nuscenes_classes_stand_in_six_maps_and_come_back():
     torch.testing.assert_close(found.boxes[order], boxes, atol=1e-4, rtol=0)
 
 
+def test_circle_nms_has_a_radius_for_every_task_and_takes_the_place_of_overlap():
+    """Two tasks, each with a pair of equal boxes 1.6 m apart: far enough for the one, not for the other."""
+    head = CenterHead(tiny_config(tasks=(("Car",), ("Pedestrian", "Cyclist")), circle_nms=(1.0, 4.0)), 16, G)
+    box = torch.tensor([[2.0, -2.0, -1.0, 0.6, 0.6, 1.7, 0.0]]).repeat(4, 1)
+    box[2:, 1], box[[1, 3], 0] = 2.0, 3.6  # no pair overlaps
+    labels = torch.tensor([0, 0, 1, 2])
+    maps = [maps_of(head, head.targets(t, [box], [labels], torch.Size((1, n, 12, 8))))[0] for t, n in ((0, 1), (1, 2))]
+    assert sorted(head.decode(maps)[0].labels.tolist()) in ([0, 0, 1], [0, 0, 2])
+    rotated = CenterHead(replace(head.cfg, circle_nms=()), 16, G)
+    assert sorted(rotated.decode(maps)[0].labels.tolist()) == [0, 0, 1, 2]
+
+
 def test_batch_of_two_is_two_batches_of_one(head):
     torch.manual_seed(3)
     head.eval()

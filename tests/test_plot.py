@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+import curves
 import plot
 from cli import InputError
+from tests.test_curves import write_run
 
 FRONT_LEFT = np.array([[20.0, 10.0, 0.0, 4.0, 1.6, 1.5, 0.0]])  # 20 m ahead, 10 m to the left, looking ahead
 NOTHING = np.zeros((0, 7))
@@ -102,6 +104,22 @@ def test_low_scores_fade_and_names_are_written(tmp_path):
     assert [t.get_text().strip() for t in ax.texts] == ["Car", "Van"]
 
 
+def test_an_arrow_leads_where_a_box_will_be_in_a_second_and_only_moving_boxes_have_one(tmp_path):
+    velocity = np.array([[3.0, 4.0], [0.1, 0.1], [np.nan, np.nan]])
+    boxes = np.concatenate([np.repeat(FRONT_LEFT, 3, axis=0), velocity], axis=1)
+    (ax,) = plot.bev_scene(tmp_path / "a.png", [{"points": points(), "boxes": {"ground truth": boxes}}]).axes
+    (arrows,) = [c for c in ax.collections if type(c).__name__ == "Quiver"]
+    assert arrows.XY.tolist() == [[10.0, 20.0]] and (arrows.U.tolist(), arrows.V.tolist()) == ([4.0], [3.0])  # across is y
+
+
+def test_a_nuscenes_frame_is_turned_so_that_ahead_is_x():
+    ahead = np.array([[1.0, 20.0, 0.5, 4.0, 1.6, 1.5, np.pi / 2, 0.5, 7.0]])  # y ahead, x to the right: driving away
+    points, boxes = plot.face_forward(ahead[:, :3], ahead)
+    assert np.allclose(points, [[20.0, -1.0, 0.5]])
+    assert np.allclose(boxes, [[20.0, -1.0, 0.5, 4.0, 1.6, 1.5, 0.0, 7.0, -0.5]])
+    assert ahead[0, 0] == 1.0, "the frame's own arrays stay"
+
+
 def test_nothing_to_show_is_no_error(tmp_path):
     panels = [{"points": np.zeros((0, 4)), "boxes": {"teacher": NOTHING, "ground truth": np.zeros(0)}},
               {"points": np.zeros(0), "boxes": {}}]  # fmt: skip
@@ -178,92 +196,6 @@ def test_no_region_and_one_region(tmp_path, n):
     assert not is_blank(tmp_path / "r.png")
 
 
-# ------------------------------------------------------------------ curves
-
-
-def write_run(folder, seed=0, steps=(10, 20, 30), final=50.0, pace=6.0, extra=()):
-    folder.mkdir(parents=True)
-    lines = []
-    for step in steps:
-        terms = {"cls": 2.0 / step + seed, "reg": 1.0 / step, **dict(extra)}
-        lines.append({"kind": "train", "step": step, "epoch": step / 10, "loss": sum(terms.values()), **terms,
-                      "seconds": step * pace})  # fmt: skip
-        lines.append({"kind": "eval", "step": step, "moderate_map_3d": final * step / steps[-1] + seed,
-                      "seconds": step * pace})  # fmt: skip
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
-
-
-def labelled(ax):
-    return {line.get_label().split(":")[0].split(" (")[0]: line for line in ax.lines}
-
-
-def test_curves_show_detection_loss_and_ap_by_step_and_by_minute(tmp_path):
-    alone = write_run(tmp_path / "alone", final=40)
-    rdd = write_run(tmp_path / "rdd", final=60, pace=12, extra={"feat": 100.0, "logit": 5.0}.items())
-    figure = plot.curves(tmp_path / "c.png", [("student", alone), ("student + RDD", rdd)])
-    loss, steps, minutes = figure.axes
-    both = [labelled(loss)[name].get_ydata() for name in ("student", "student + RDD")]
-    assert np.allclose(*both), "without the distillation terms, or two methods' losses are not comparable"
-    assert loss.get_ylabel() == "loss: cls + reg"
-    assert list(labelled(steps)["student + RDD"].get_xdata()) == [10, 20, 30]
-    assert np.allclose(labelled(steps)["student + RDD"].get_ydata(), [20, 40, 60])
-    assert np.allclose(labelled(minutes)["student"].get_xdata(), [1, 2, 3])
-    assert np.allclose(labelled(minutes)["student + RDD"].get_xdata(), [2, 4, 6])
-    assert labelled(steps)["student"].get_color() == plot.COLOURS["student"]
-    assert "60.0" in steps.get_legend().get_texts()[1].get_text()
-
-
-def test_seeds_become_mean_and_range(tmp_path):
-    runs = [write_run(tmp_path / f"rdd-seed{seed}", seed=seed) for seed in (0, 1, 5)]
-    _, steps, _ = plot.curves(tmp_path / "c.png", [("rdd", run) for run in runs]).axes
-    (line,), (band,) = steps.lines, steps.collections
-    assert np.allclose(line.get_ydata()[-1], 50 + 2)
-    low, high = band.get_paths()[0].vertices[:, 1].min(), band.get_paths()[0].vertices[:, 1].max()
-    assert np.allclose([low, high], [50 / 3, 55])
-
-
-def test_one_seed_that_stopped_early_does_not_break_the_mean(tmp_path):
-    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=4, steps=(10, 20), final=100 / 3)]
-    _, steps, _ = plot.curves(tmp_path / "c.png", [("rdd", run) for run in runs]).axes
-    assert list(steps.lines[0].get_xdata()) == [10, 20, 30]
-    assert np.allclose(steps.lines[0].get_ydata(), [50 / 3 + 2, 100 / 3 + 2, 50])
-
-
-def test_one_step_and_no_evaluation_yet(tmp_path):
-    folder = tmp_path / "young"
-    folder.mkdir()
-    record = {"kind": "train", "step": 1, "cls": 3.0, "reg": 1.0, "seconds": 2}
-    (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
-    loss, steps, _ = plot.curves(tmp_path / "c.png", [("young", folder)]).axes
-    assert loss.lines[0].get_marker() == "o", "a line through one point is invisible"
-    assert list(loss.lines[0].get_ydata()) == [4.0] and len(steps.lines[0].get_xdata()) == 0
-    assert not is_blank(tmp_path / "c.png")
-
-
-def test_smoothing_keeps_a_constant_and_the_length():
-    assert np.allclose(plot._smooth(np.full(20, 3.0), 5), 3.0)
-    assert np.allclose(plot._smooth(np.arange(9.0), 3)[1:-1], np.arange(9.0)[1:-1])  # inside, a line stays
-    assert len(plot._smooth(np.arange(4.0), 9)) == 4
-
-
-def test_log_cut_short_by_a_kill_is_read_and_a_broken_one_is_named(tmp_path):
-    run = write_run(tmp_path / "run")
-    path = run / "metrics.jsonl"
-    whole = path.read_text()
-    path.write_text(whole + '{"kind": "train", "st')
-    assert len(plot.read_metrics(run)) == 6
-    path.write_text("nonsense\n" + whole)
-    with pytest.raises(InputError, match=r"metrics.jsonl:1: expected a record .* found 'nonsense'"):
-        plot.read_metrics(run)
-    with pytest.raises(InputError, match="expected the log of a run, found no such file"):
-        plot.read_metrics(tmp_path / "no-such-run")
-    path.write_text("")
-    for runs in ([("run", run)], []):
-        with pytest.raises(InputError, match="found none"):
-            plot.curves(tmp_path / "c.png", runs)
-
-
 # ------------------------------------------------------------------ command line
 
 
@@ -274,7 +206,7 @@ def run_main(monkeypatch, *words):
 
 def test_command_line_groups_seeds_and_takes_labels(tmp_path, monkeypatch, capsys):
     drawn = {}
-    monkeypatch.setattr(plot, "curves", lambda path, runs, *_: drawn.update(path=path, runs=runs))
+    monkeypatch.setattr(curves, "curves", lambda path, runs, *_: drawn.update(path=path, runs=runs))
     a, b, c = (write_run(tmp_path / name) for name in ("x-rdd-seed0", "x-rdd-seed1", "other"))
     run_main(monkeypatch, a, b, f"my label={c}")
     assert drawn == {"path": tmp_path / "curves.png", "runs": [("x-rdd", a), ("x-rdd", b), ("my label", c)]}
@@ -315,3 +247,25 @@ def test_real_frame(real_kitti, tmp_path, monkeypatch):
     out = tmp_path / "real.png"
     run_main(monkeypatch, "scene", "--root", real_kitti, "--frame", "000008", "--out", out)
     assert not is_blank(out)
+
+
+def test_real_nuscenes_key_frame_with_its_published_velocities(real_nuscenes, tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(plot, "bev_scene", lambda path, panels, *_: seen.update(path=path, panel=panels[0]))
+    words = ("scene", "--data", "nuscenes", "--root", real_nuscenes, "--version", "v1.0-mini", "--frame", "0")
+    run_main(monkeypatch, *words)
+    panel = seen["panel"]
+    assert len(panel["points"]) == 34688 and len(panel["boxes"]["ground truth"]) == 68
+    assert np.isnan(panel["boxes"]["ground truth"][:, 7:]).all(), "one key frame defines no velocity"
+    run_main(monkeypatch, *words, "--velocities", real_nuscenes / "lidar_frame_velocity.json")
+    boxes = seen["panel"]["boxes"]["ground truth"]
+    published = json.loads((real_nuscenes / "lidar_frame_velocity.json").read_text())
+    speeds = np.hypot(*np.array(list(published.values()), dtype=float).T)  # null: NaN
+    assert np.allclose(np.sort(np.hypot(*boxes[:, 7:].T)), np.sort(speeds), atol=1e-5, equal_nan=True)
+    fast = np.hypot(*boxes[:, 7:].T) > 3  # what drives, drives where it looks (or backs)
+    along = boxes[fast, 7] * np.cos(boxes[fast, 6]) + boxes[fast, 8] * np.sin(boxes[fast, 6])
+    assert fast.sum() > 3 and np.allclose(np.abs(along), np.hypot(*boxes[fast, 7:].T), rtol=0.02)
+    with pytest.raises(InputError, match="expected a place below 1"):
+        run_main(monkeypatch, *words[:-1], "3")
+    with pytest.raises(InputError, match="no-such.json: expected"):
+        run_main(monkeypatch, *words, "--velocities", tmp_path / "no-such.json")

@@ -15,11 +15,12 @@ import pytest
 from cli import InputError
 from data.kitti import Kitti
 from data.kitti_files import read_objects, write_objects
-from data.scanner import HDL64E, Scanner, first_hits, meet_ground, rotations, scan
+from data.scanner import HDL64E, Pose, Scanner, first_hits, meet_ground, rotations, scan
 from data.scenes import Builder, Ground, make_scene
 from data.scenes import Scene as SceneOf
 from data.shapes import BALL, BOX, OBJECTS, PART, POST, draw_size, part
-from data.simulate import CALIBRATION, dont_care, label, make_frame, simulate
+from data.simulate_kitti import CALIBRATION, dont_care, label, make_frame
+from data.simulate_kitti import simulate_kitti as simulate
 
 # Few rays, unevenly spaced, lasers at different heights; 7 x 180 or 7 x 60
 COARSE = Scanner((9.0, 4.0, 1.0, -1.5, -4.0, -9.0, -20.0), (0.3, 0.25, 0.2, 0.2, 0.1, 0.1, 0.0), 2.0, 100.0)
@@ -67,9 +68,15 @@ def inside(item: np.void, xyz: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", [BOX, BALL, POST])
-@pytest.mark.parametrize("sector", [180.0, 60.0])
-def test_first_hit_is_where_a_march_along_the_ray_enters_a_part(shape, sector):
+@pytest.mark.parametrize("sector, tilt", [(180.0, 0.0), (60.0, 0.0), (180.0, 0.04)])
+def test_first_hit_is_where_a_march_along_the_ray_enters_a_part(shape, sector, tilt):
+    """With a tilt the sensor has a pose of its own, turned and leaning, far away."""
     rng = np.random.default_rng(5 + shape)
+    pose = None
+    if tilt:
+        x_up, turn = [[math.cos(tilt), 0, -math.sin(tilt)], [0, 1, 0], [math.sin(tilt), 0, math.cos(tilt)]], np.pi / 3
+        z_turn = [[math.cos(turn), -math.sin(turn), 0], [math.sin(turn), math.cos(turn), 0], [0, 0, 1]]
+        pose = Pose(np.array(z_turn) @ np.array(x_up), np.array([30.0, -20.0, 2.0]))
     scanner = replace(COARSE, sector=sector)
     rows = []
     for k in range(14):
@@ -85,19 +92,24 @@ def test_first_hit_is_where_a_march_along_the_ray_enters_a_part(shape, sector):
         )  # fmt: skip
     parts = np.array(rows, PART)
     low = Ground(height=-50.0)
+    if pose:
+        parts["centre"] += pose.origin.astype(np.float32)
     scene = SceneOf(low, parts, np.zeros((0, 7)), (), np.zeros((0, 2)))
-    hits = first_hits(scene, scanner, rng)
-    ground, _ = meet_ground(scene, hits.rays, np.array(scanner.origins, np.float32), scanner.max_range)
+    hits = first_hits(scene, scanner, rng, pose)
+    start = np.array([[0, 0, z] for z in scanner.origins], np.float32)
+    rotation, origin = pose or (np.eye(3), np.zeros(3))
+    ahead, start = (hits.rays @ rotation.T).astype(np.float32), (start @ rotation.T + origin).astype(np.float32)
+    ground, _ = meet_ground(low, ahead, start, scanner.max_range, low.height)
     step, found, grazing = 0.004, 0, 0
     distance = np.arange(1.5, 13, step)
     for b, a in itertools.product(range(hits.depth.shape[0]), range(hits.depth.shape[1])):
-        xyz = hits.rays[b, a] * distance[:, None] + [0, 0, scanner.origins[b]]
+        xyz = (hits.rays[b, a] * distance[:, None] + [0, 0, scanner.origins[b]]) @ rotation.T + origin
         hit = np.any([inside(item, xyz) for item in parts], axis=0)
         if hit.any():
             found += 1
             if not hit[0] and abs(hits.depth[b, a] - distance[hit.argmax()]) > 2 * step:
                 grazing += 1
-        elif hits.depth[b, a] != ground[b, a]:
+        elif abs(hits.depth[b, a] - ground[b, a]) > 1e-3:
             grazing += 1  # a chord shorter than the march's step
     assert found > 20
     assert grazing <= 0.02 * found

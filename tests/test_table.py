@@ -1,46 +1,129 @@
-"""Tables: means, dashes, and a README that is out of step."""
+"""Tables: means, intervals with a known answer, dashes, and a README that is out of step."""
 
-import copy
 import json
 
+import numpy as np
 import pytest
 
 import table
+from benchmarks import Row
 from cli import InputError
+from experiments import Suite, longer_name
+
+SUITE = Suite("sim", (("big", "small"),), {"none": {"method": "none"}, "rdd": {"method": "rdd"}, "hint": {"method": "hint"}},
+              {"": 2}, {})  # fmt: skip
 
 
-def record(role, seed, ap):
-    levels = {"easy": 0.0, "moderate": ap, "hard": 0.0}
-    classes = {c: {"AP_R40": {"3d": levels, "bev": {k: 2 * v for k, v in levels.items()}}} for c in table.CLASSES}
-    return {"role": role, "seed": seed, "steps": 10, "seconds": 60.0 * (seed + 1), "parameters": 1000, "macs": 2e9,
-            "last": {"strict": classes}}  # fmt: skip
+@pytest.fixture()
+def write(tmp_path, monkeypatch):
+    monkeypatch.setitem(table.SUITES, "trial", SUITE)
+
+    def write(student, variant, seed, ap, seconds=60.0, name=None):
+        level = {"easy": 0.0, "moderate": ap, "hard": 0.0}
+        record = {"teacher": "big", "student": student, "variant": variant, "seed": seed, "epochs": 8, "steps": 10,
+                  "method": variant.split(",")[0], "seconds": seconds, "parameters": 1000 if student == "small" else 4000,
+                  "macs": 2e9 if student == "small" else 8e9,
+                  "scores": [{"moderate_map_3d": 0.0}, {"moderate_map_3d": ap, "moderate_map_bev": 2 * ap, "step": 10}],
+                  "last": {"strict": {"Car": {"AP_R40": {"3d": level}}, "Cyclist": {"AP_R40": {"3d": None}}}},
+                  "resampled": {"moderate_map_3d": [ap - 1, ap, ap + 1], "moderate_map_bev": [2 * ap] * 3}}  # fmt: skip
+        (tmp_path / f"{name or f'{student}-{variant}-seed{seed}'}.json").write_text(json.dumps(record))
+        return tmp_path
+
+    return write
 
 
 def cells(text, label):
     (row,) = [line for line in text.splitlines() if line.startswith(f"| {label} |")]
-    return [cell.strip() for cell in row.strip("|").split("|")]
+    head = text.splitlines()[0]
+    return dict(zip(*([cell.strip() for cell in line.strip("|").split("|")] for line in (head, row)), strict=True))
 
 
-def test_rows_are_means_over_seeds_and_all_seeds_are_shown():
-    text = table.demo_table([record("none", 0, 10.0), record("none", 1, 20.0), record("rdd", 0, 30.0), record("rdd", 1, 31.0)])
-    alone = cells(text, "student alone")
-    assert alone[1:5] == ["1 k", "2.00", "10", "1.5"] and alone[5:9] == ["15.0"] * 4 and alone[9:13] == ["30.0"] * 4
-    assert alone[13] == "10.0, 20.0"
-    assert cells(text, "teacher")[1:] == ["—"] * 13  # nobody ran it
+def test_rows_are_means_over_seeds_all_seeds_are_shown_and_what_nobody_ran_is_a_dash(write):
+    for seed, ap in ((0, 10.0), (1, 20.0)):
+        folder = write("small", "none", seed, ap, seconds=60.0 * (seed + 1))
+        write("small", "rdd", seed, ap + 5 + seed)
+    write("big", "teacher", 0, 50.0)
+    text = table.suite_table("trial", folder)
+    alone, rdd, hint = (cells(text, f"`small` {word}") for word in ("alone", "+ RDD", "+ hint"))
+    cost = [alone[column] for column in ("params", "GMACs", "of teacher", "steps", "min")]
+    assert cost == ["1 k", "2.00", "0.25", "10", "1.5"]
+    assert alone["mAP 3D"] == "15.0 ± 7.1" and alone["mAP BEV"] == "30.0 ± 14.1" and alone["mAP 3D of each"] == "10.0, 20.0"
+    assert alone["Car 3D"] == "15.0" and alone["Cyclist 3D"] == "0.0", "a class without a result counts as 0"
+    assert rdd["mAP 3D"].startswith("20.5") and rdd["seeds"] == "2"
+    assert cells(text, "teacher `big`")["mAP 3D"] == "50.0", "one seed has no spread"
+    assert set(hint.values()) <= {"`small` + hint", "—", ""}
 
 
-def test_a_class_without_result_counts_as_zero():
-    r = record("none", 0, 30.0)
-    r["last"]["strict"]["Cyclist"]["AP_R40"]["3d"] = None
-    assert table.score(r, "3d") == pytest.approx(20.0) and table.score(r, "3d", "Cyclist") == 0
+def test_difference_to_the_student_alone_is_over_the_seeds_that_both_have(write):
+    for seed, ap in ((0, 10.0), (1, 20.0)):
+        folder = write("small", "none", seed, ap)
+    write("small", "rdd", 1, 23.0)
+    (row,) = [r for r in table.rows_of("trial", folder) if (r["method"], r["metric"]) == ("rdd", "moderate_map_3d")]
+    assert (row["mean"], row["n"], row["delta"], row["low"], row["high"], row["macs_ratio"]) == (23.0, 1, 3.0, 3.0, 3.0, None)
 
 
-def test_results_are_read_in_the_order_of_roles_and_seeds(tmp_path):
-    for i, r in enumerate([record("rdd", 0, 1), record("teacher", 1, 2), record("teacher", 0, 3)]):
-        (tmp_path / f"{i}.json").write_text(json.dumps(copy.deepcopy(r)))
-    assert [(r["role"], r["seed"]) for r in table.read_results(tmp_path)] == [("teacher", 0), ("teacher", 1), ("rdd", 0)]
-    with pytest.raises(InputError, match="found none"):
-        table.read_results(tmp_path / "nowhere")
+def test_the_student_alone_in_equal_time_is_found_by_its_epochs(write):
+    write("small", "none", 0, 10.0, seconds=100.0)
+    folder = write("small", "rdd", 0, 12.0, seconds=150.0)
+    assert "time of" not in table.suite_table("trial", folder)
+    write("small", "none, 12 epochs", 0, 11.0, name=longer_name("small", 12, 0))  # 8 * 150 / 100
+    assert cells(table.suite_table("trial", folder), "`small` alone, in the time of RDD")["mAP 3D"] == "11.0"
+
+
+def test_interval_of_a_constant_difference_is_that_difference():
+    frames = np.random.default_rng(1).normal(50, 10, 200)  # how hard a sample of the frames is meets both alike
+    ours, theirs = ({s: (frames + s + gain).tolist() for s in range(3)} for gain in (2.5, 0.0))
+    assert table.paired_interval(ours, theirs) == pytest.approx((2.5, 2.5))
+
+
+def test_interval_has_the_known_width_of_a_normal_mean():
+    """Differences N(0, 1) over many seeds, no spread over frames: 95 % of the means of n lie within 1.96 / sqrt(n)."""
+    differences = np.random.default_rng(2).normal(size=400)
+    ours = {s: [float(d)] * 5 for s, d in enumerate(differences)}
+    low, high = table.paired_interval(ours, {s: [0.0] * 5 for s in ours})
+    assert (high - low) / 2 == pytest.approx(1.96 * differences.std() / 20, rel=0.06)
+    assert low < differences.mean() < high
+
+
+def test_interval_over_frames_alone():
+    """One seed, differences spread evenly over the frame samples: the interval is their 2.5 and 97.5 % quantile."""
+    ours = {0: np.linspace(0, 100, 201).tolist()}
+    assert table.paired_interval(ours, {0: [0.0] * 201}) == pytest.approx((2.5, 97.5), abs=1.5)
+
+
+def test_rows_for_machines(write, tmp_path, monkeypatch):
+    folder = write("small", "none", 0, 10.0)
+    monkeypatch.setattr(table, "SUITES", {"trial": SUITE})
+    monkeypatch.setattr(table, "ROOT", tmp_path)
+    (tmp_path / "README.md").write_text("no table\n")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "trial").symlink_to(folder)
+    monkeypatch.setattr("sys.argv", ["table.py", "--json", str(tmp_path / "rows.txt")])
+    table.main()
+    rows = json.loads((tmp_path / "rows.txt").read_text())
+    keys = {"suite", "teacher", "student", "method", "metric", "mean", "std", "n", "values", "delta", "low", "high", "macs_ratio"}
+    assert all(set(row) == keys for row in rows)
+    assert {(r["method"], r["metric"]): r["mean"] for r in rows}["none", "moderate_map_bev"] == 20.0
+
+
+def test_the_paper_s_figures_stand_in_their_own_column(write, monkeypatch):
+    monkeypatch.setitem(table.SUITES, "trial", Suite("sim", (("second", "second-s-cpu"),), SUITE.variants, {"": 1}, {}))
+    text = table.suite_table("trial", write("other", "none", 0, 1.0))
+    assert cells(text, "`second-s-cpu` + RDD")["paper"] == "68.2" and cells(text, "`second-s-cpu` + RDD")["mAP 3D"] == "—"
+    assert cells(text, "`second-s-cpu` + hint")["paper"] == "—"
+
+
+def test_benchmarks_say_what_was_not_measured_and_how_the_rest_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "ROOT", tmp_path)
+    assert len(table.bench_table().splitlines()) == 2, "nothing measured yet: no row"
+    (tmp_path / "results").mkdir()
+    rows = [Row("boxes", "1000 | pairs", 0.0123, "shapely", 1.5, 121.95, 20.0), Row("gpu", "a step", None, unit="GB")]
+    record = {"command": "python -m benchmarks", "date": "2026-01-02", "machine": "2 cores", "rows": [vars(row) for row in rows]}
+    (tmp_path / "results" / "bench.json").write_text(json.dumps(record))
+    _, _, first, second, _, said = table.bench_table().splitlines()
+    assert first == "| boxes | 1000 \\| pairs | 12.3 ms | shapely | 1.5 s | 121.95 | 20.00 |  |"
+    assert second == "| gpu | a step | not measured | — | — | — | — |  |"
+    assert said == "`python -m benchmarks`, 2026-01-02, 2 cores."
 
 
 def test_fill_replaces_tables_and_nothing_else():

@@ -1,0 +1,157 @@
+"""Pictures of numbers: loss and accuracy against steps and time, and who is faster.   (reads after: plot.py)
+
+Their command is `python plot.py RUN ...`; `python -m benchmarks --figure` draws the ratios.
+dims: S logged steps
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cli import InputError
+from plot import colours, new_figure, save, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DETECTION = ("cls", "reg", "dir")  # loss terms that every run has: "loss" also holds a distillation's
+ACCURACY = {"moderate_map_3d": "moderate mAP 3D (AP_R40, %)", "moderate_map_bev": "moderate mAP BEV (AP_R40, %)",
+            "nds": "NDS (%)", "map": "mAP (%)"}  # fmt: skip
+
+
+def read_metrics(run: str | Path) -> list[dict[str, Any]]:
+    """The records of a run folder's metrics.jsonl. A last line that a kill cut short is left out.
+
+    Raises InputError for a missing file, and with its number for any other line that is no record.
+    """
+    path = Path(run) / "metrics.jsonl"
+    if not path.is_file():
+        raise InputError(f"{path}: expected the log of a run, found no such file")
+    lines, records = path.read_text().splitlines(), []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            records.append({"kind": record["kind"], "step": record["step"], **record})
+        except (ValueError, KeyError, TypeError):
+            if number < len(lines):
+                found = f"found {line[:60]!r}"
+                raise InputError(f"{path}:{number}: expected a record with kind and step, {found}") from None
+    return records
+
+
+def _series(runs: list[list[dict[str, Any]]], kind: str, keys: Sequence[str]) -> np.ndarray:
+    """The sum of `keys` over one label's runs (seeds): (S, 5) step, minutes, mean, lowest, highest.
+
+    Row k is the runs' k-th record: their steps differ when they were trained for equal time.
+    """
+    found = []
+    for records in runs:
+        points = []
+        for r in records:
+            values = [r[key] for key in keys if r.get(key) is not None]
+            if r["kind"] == kind and values:
+                points.append((r["step"], r.get("seconds", np.nan) / 60, sum(values)))
+        found.append(points)
+    rows = []
+    for k in range(max(map(len, found), default=0)):
+        step, minutes, value = np.array([points[k] for points in found if k < len(points)]).T
+        rows.append((step.mean(), minutes.mean(), value.mean(), value.min(), value.max()))
+    return np.array(rows).reshape(-1, 5)
+
+
+def _smooth(values: np.ndarray, window: int) -> np.ndarray:
+    """Running mean over `window` neighbours, over fewer at the ends."""
+    if not 1 < window < len(values):
+        return values
+    sums, counts = (np.convolve(x, np.ones(window), "same") for x in (values, np.ones(len(values))))
+    return sums / counts
+
+
+def _line(ax: "Axes", rows: np.ndarray, across: int, colour: str, label: str, mark: str = "") -> None:
+    """Mean against step (across = 0) or minutes (1), in a band from the lowest to the highest seed."""
+    rows = rows[np.isfinite(rows[:, across])]
+    x, mean, low, high = rows[:, [across, 2, 3, 4]].T
+    ax.plot(x, mean, color=colour, linewidth=1.5, marker=mark, markersize=3.5, label=label)
+    ax.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+
+
+def curves(path: str | Path, runs: Sequence[tuple[str, str | Path]], metric: str | None = None,
+           terms: Sequence[str] = DETECTION) -> "Figure":  # fmt: skip
+    """Loss against steps, accuracy against steps, accuracy against training time, of (label, run folder) pairs.
+
+    Runs of one label are its seeds: their mean, in a band from the lowest to the highest. The loss is the sum
+    of those `terms` that a run logs, as a running mean. metric: a key of the log's evaluations [the first of ACCURACY
+    that they have]. Raises InputError when no run has anything to draw.
+    """
+    logs: dict[str, list[list[dict[str, Any]]]] = {}
+    for label, run in runs:
+        logs.setdefault(label, []).append(read_metrics(run))
+    logged = {key for log in logs.values() for run in log for record in run if record["kind"] == "eval" for key in record}
+    metric = metric or next((name for name in ACCURACY if name in logged), next(iter(ACCURACY)))
+    colour = colours(logs)
+    figure = new_figure(12.0, 3.8)
+    loss, steps, time = figure.subplots(1, 3)
+    everything = []
+    for label, log in logs.items():
+        train, points = _series(log, "train", terms), _series(log, "eval", (metric,))
+        everything += [train[:, 2], points[:, 2]]
+        seeds = f" ({len(log)} seeds)" if len(log) > 1 else ""
+        window = max(1, len(train) // 25)
+        if len(log) == 1 and window > 1:
+            loss.plot(train[:, 0], train[:, 2], color=colour[label], alpha=0.25, linewidth=0.6)
+        smooth = np.column_stack([train[:, :2], *(_smooth(train[:, k], window) for k in (2, 3, 4))])
+        _line(loss, smooth, 0, colour[label], label + seeds, "o" if len(train) == 1 else "")
+        final = f": {points[-1, 2]:.1f}" if len(points) else ""
+        for ax, across in ((steps, 0), (time, 1)):
+            _line(ax, points, across, colour[label], label + final, "o")
+    if not sum(map(len, everything)):
+        where = ", ".join(str(run) for _, run in runs) or "no run"
+        raise InputError(f"{where}: expected records with {', '.join((*terms, metric))}, found none")
+    used = [t for t in terms if any(t in record for log in logs.values() for run in log for record in run)]
+    tidy(loss, "training loss", "step", f"loss: {' + '.join(used)}")
+    values = np.concatenate(everything[::2])
+    if len(values) and values.min() > 0 and values.max() > 20 * values.min():
+        loss.set_yscale("log")
+    name = ACCURACY.get(metric, metric)
+    tidy(steps, "accuracy at equal steps", "step", name)
+    tidy(time, "accuracy at equal time", "training time (min)", name)
+    figure.get_layout_engine().set(w_pad=0.12)
+    for ax in (loss, steps, time):
+        ax.set_xlim(left=0)
+    for ax in (steps, time):
+        ax.set_ylim(bottom=0)
+    for ax in (loss, steps):
+        ax.legend(frameon=False, fontsize=8)
+    return save(figure, path)
+
+
+def ratios(path: str | Path, rows: Sequence[dict[str, Any]]) -> "Figure":
+    """How many times as fast as the peer, of benchmark rows (`benchmarks.Row` as dicts) that have a ratio; a tick where
+    the goal is. Ratio 1 = equally fast; the axis is logarithmic, so twice as fast and half as fast look alike."""
+    rows = [row for row in rows if row["ratio"] is not None]
+    if not rows:
+        raise InputError(f"{path}: expected benchmark rows with a ratio, found none")
+    figure = new_figure(10.0, 1.2 + 0.24 * len(rows))
+    ax = figure.subplots()
+    subjects = list(dict.fromkeys(row["subject"] for row in rows))
+    colour = colours(subjects)
+    for y, row in enumerate(rows):
+        ax.barh(y, np.log2(row["ratio"]), color=colour[row["subject"]], height=0.7)
+        side = "left" if row["ratio"] >= 1 else "right"
+        ax.text(np.log2(row["ratio"]), y, f" {row['ratio']:.2f} ", fontsize=7, va="center", ha=side)
+        if row["goal"]:
+            ax.plot([np.log2(row["goal"])] * 2, [y - 0.45, y + 0.45], color="black", linewidth=1.5)
+    tidy(ax, "how many times as fast (black: the goal)", "", "")
+    ax.set_yticks(range(len(rows)), [f"{row['case']} / {row['peer']}" for row in rows], fontsize=7)
+    low, high = (f(np.log2(row["ratio"]) for row in rows) for f in (min, max))
+    ticks = np.arange(np.floor(min(low, -1)), np.ceil(max(high, 1)) + 1)
+    ax.set_xticks(ticks, [f"{2.0**tick:g}x" for tick in ticks])
+    ax.set(xlim=(ticks[0] - 0.2, ticks[-1] + 0.6), ylim=(len(rows) - 0.4, -0.6))
+    ax.axvline(0, color="#7a7a7a", linewidth=0.8)
+    figure.legend(handles=[ax.barh(0, 0, color=colour[s], label=s) for s in subjects], loc="outside lower center",
+                  ncols=4, frameon=False, fontsize=8)  # fmt: skip
+    return save(figure, path)

@@ -1,0 +1,99 @@
+"""curves.py: what a log says is what is drawn, by step and by minute, and survives having nothing to show."""
+
+import json
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+import curves
+import plot
+from cli import InputError
+
+
+def is_blank(path):
+    pixels = imread(path)[..., :3]
+    return bool((pixels == pixels[0, 0]).all())
+
+
+def write_run(folder, seed=0, steps=(10, 20, 30), final=50.0, pace=6.0, extra=()):
+    folder.mkdir(parents=True)
+    lines = []
+    for step in steps:
+        terms = {"cls": 2.0 / step + seed, "reg": 1.0 / step, **dict(extra)}
+        lines.append({"kind": "train", "step": step, "epoch": step / 10, "loss": sum(terms.values()), **terms,
+                      "seconds": step * pace})  # fmt: skip
+        lines.append({"kind": "eval", "step": step, "moderate_map_3d": final * step / steps[-1] + seed,
+                      "seconds": step * pace})  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def labelled(ax):
+    return {line.get_label().split(":")[0].split(" (")[0]: line for line in ax.lines}
+
+
+def test_curves_show_detection_loss_and_ap_by_step_and_by_minute(tmp_path):
+    alone = write_run(tmp_path / "alone", final=40)
+    rdd = write_run(tmp_path / "rdd", final=60, pace=12, extra={"feat": 100.0, "logit": 5.0}.items())
+    figure = curves.curves(tmp_path / "c.png", [("student", alone), ("student + RDD", rdd)])
+    loss, steps, minutes = figure.axes
+    both = [labelled(loss)[name].get_ydata() for name in ("student", "student + RDD")]
+    assert np.allclose(*both), "without the distillation terms, or two methods' losses are not comparable"
+    assert loss.get_ylabel() == "loss: cls + reg"
+    assert list(labelled(steps)["student + RDD"].get_xdata()) == [10, 20, 30]
+    assert np.allclose(labelled(steps)["student + RDD"].get_ydata(), [20, 40, 60])
+    assert np.allclose(labelled(minutes)["student"].get_xdata(), [1, 2, 3])
+    assert np.allclose(labelled(minutes)["student + RDD"].get_xdata(), [2, 4, 6])
+    assert labelled(steps)["student"].get_color() == plot.COLOURS["student"]
+    assert "60.0" in steps.get_legend().get_texts()[1].get_text()
+
+
+def test_seeds_become_mean_and_range(tmp_path):
+    runs = [write_run(tmp_path / f"rdd-seed{seed}", seed=seed) for seed in (0, 1, 5)]
+    _, steps, _ = curves.curves(tmp_path / "c.png", [("rdd", run) for run in runs]).axes
+    (line,), (band,) = steps.lines, steps.collections
+    assert np.allclose(line.get_ydata()[-1], 50 + 2)
+    low, high = band.get_paths()[0].vertices[:, 1].min(), band.get_paths()[0].vertices[:, 1].max()
+    assert np.allclose([low, high], [50 / 3, 55])
+
+
+def test_one_seed_that_stopped_early_does_not_break_the_mean(tmp_path):
+    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=4, steps=(10, 20), final=100 / 3)]
+    _, steps, _ = curves.curves(tmp_path / "c.png", [("rdd", run) for run in runs]).axes
+    assert list(steps.lines[0].get_xdata()) == [10, 20, 30]
+    assert np.allclose(steps.lines[0].get_ydata(), [50 / 3 + 2, 100 / 3 + 2, 50])
+
+
+def test_one_step_and_no_evaluation_yet(tmp_path):
+    folder = tmp_path / "young"
+    folder.mkdir()
+    record = {"kind": "train", "step": 1, "cls": 3.0, "reg": 1.0, "seconds": 2}
+    (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    loss, steps, _ = curves.curves(tmp_path / "c.png", [("young", folder)]).axes
+    assert loss.lines[0].get_marker() == "o", "a line through one point is invisible"
+    assert list(loss.lines[0].get_ydata()) == [4.0] and len(steps.lines[0].get_xdata()) == 0
+    assert not is_blank(tmp_path / "c.png")
+
+
+def test_smoothing_keeps_a_constant_and_the_length():
+    assert np.allclose(curves._smooth(np.full(20, 3.0), 5), 3.0)
+    assert np.allclose(curves._smooth(np.arange(9.0), 3)[1:-1], np.arange(9.0)[1:-1])  # inside, a line stays
+    assert len(curves._smooth(np.arange(4.0), 9)) == 4
+
+
+def test_log_cut_short_by_a_kill_is_read_and_a_broken_one_is_named(tmp_path):
+    run = write_run(tmp_path / "run")
+    path = run / "metrics.jsonl"
+    whole = path.read_text()
+    path.write_text(whole + '{"kind": "train", "st')
+    assert len(curves.read_metrics(run)) == 6
+    path.write_text("nonsense\n" + whole)
+    with pytest.raises(InputError, match=r"metrics.jsonl:1: expected a record .* found 'nonsense'"):
+        curves.read_metrics(run)
+    with pytest.raises(InputError, match="expected the log of a run, found no such file"):
+        curves.read_metrics(tmp_path / "no-such-run")
+    path.write_text("")
+    for runs in ([("run", run)], []):
+        with pytest.raises(InputError, match="found none"):
+            curves.curves(tmp_path / "c.png", runs)

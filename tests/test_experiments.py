@@ -1,0 +1,116 @@
+"""experiments.py: a suite is all of its runs, each once, whatever stopped it and however many work at it."""
+
+import json
+from argparse import Namespace
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+import evaluate
+import experiments
+from cli import InputError
+from evaluate import detect, evaluate_detector, headline, resampled
+from experiments import Suite, claim, equal_epochs, jobs, longer_name, read_records, run_suite
+from presets import PRESETS
+from tests.scenes import tiny_config
+from tests.test_train import root  # noqa: F401 (a fixture)
+from weights import load_detector
+
+TINY = {"fov_only": False, "paste": (0, 0, 0), "epochs": 2, "eval_every": 1}
+VARIANTS = {"none": {"method": "none"}, "rdd": {"method": "rdd"}}
+
+
+@pytest.fixture()
+def suite(monkeypatch):
+    monkeypatch.setitem(PRESETS, "big", lambda data: tiny_config(preset="big", data="kitti"))
+    monkeypatch.setitem(PRESETS, "small", lambda data: tiny_config(preset="small", data="kitti", width=(0.5, 0.5, 0.5)))
+    suite = Suite("kitti", (("big", "small"),), VARIANTS, {"": 2, "rdd": 1}, TINY)
+    monkeypatch.setitem(experiments.SUITES, "trial", suite)
+    return suite
+
+
+def given(tmp_path, **changes):
+    return Namespace(**{"variants": list(VARIANTS), "seeds": None, "runs": tmp_path / "runs", "results": tmp_path / "results",
+                        **changes})  # fmt: skip
+
+
+def test_one_teacher_a_seed_and_the_same_student_for_every_variant(suite):
+    every = {job.name: job for job in jobs(suite, "somewhere", list(VARIANTS), None, {})}
+    assert list(every) == ["big-seed0", "big-seed1", "small-none-seed0", "small-rdd-seed0", "small-none-seed1"]
+    alone, rdd = every["small-none-seed0"].cfg, every["small-rdd-seed0"].cfg
+    assert replace(rdd, method="none") == alone and alone.root == "somewhere" and alone.epochs == 2
+    assert every["small-rdd-seed0"].needs == "big-seed0" and not every["small-none-seed0"].needs
+    assert len(jobs(suite, "", ["none"], 3, {})) == 6, "--seeds and --variants narrow or widen a suite"
+
+
+def test_equal_time_runs_come_with_the_records_they_equal(suite):
+    records = {"small-none-seed0": {"seconds": 10.0}, "small-rdd-seed0": {"seconds": 26.0}}
+    last = jobs(suite, "", list(VARIANTS), None, records)[-2]
+    assert (last.name, last.cfg.epochs, last.cfg.method) == ("small-none-5epochs-seed0", 5, "none")
+    assert equal_epochs(2, 0.1, 10.0) == 1, "never less than an epoch"
+
+
+def test_a_suite_runs_to_its_end_once_and_goes_on_after_a_kill(suite, root, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(evaluate, "resampled", partial(resampled, draws=5))
+    real, calls = experiments.run_once, []
+
+    def killed_at_the_third(name, job, *folders):
+        calls.append(job.name)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        real(name, job, *folders)
+
+    monkeypatch.setattr(experiments, "run_once", killed_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run_suite("trial", given(tmp_path), str(root))
+    done = {path: path.read_bytes() for path in (tmp_path / "results").glob("*.json")}
+    assert len(done) == 2
+    run_suite("trial", given(tmp_path), str(root))
+    records = read_records(tmp_path / "results")
+    assert calls.count(calls[2]) == 2 and len(set(calls)) == len(calls) - 1, "only the killed one was done twice"
+    assert all(path.read_bytes() == before for path, before in done.items())
+    seconds = (records[f"small-{variant}-seed0"]["seconds"] for variant in ("rdd", "none"))
+    longer = longer_name("small", equal_epochs(2, *seconds), 0)
+    assert set(records) == {"big-seed0", "big-seed1", "small-none-seed0", "small-none-seed1", "small-rdd-seed0", longer}
+    record = records["small-rdd-seed0"]
+    assert record["method"] == "rdd" and record["steps"] == 4 and len(record["scores"]) == 2
+    assert record["config"]["seed"] == 0 and len(record["resampled"]["moderate_map_3d"]) == 5
+    run_suite("trial", given(tmp_path, runs=tmp_path / "elsewhere"), str(root))
+    assert not (tmp_path / "elsewhere").exists(), "what has a record is not trained again, though its checkpoints are gone"
+    (tmp_path / "results" / "small-rdd-seed0.json").unlink()
+    run_suite("trial", given(tmp_path, runs=tmp_path / "elsewhere"), str(root))  # then its teacher is needed again
+    trained = {path.name for path in (tmp_path / "elsewhere").iterdir() if path.is_dir() and "epochs" not in path.name}
+    assert trained == {"big-seed0", "small-rdd-seed0"}
+    again = read_records(tmp_path / "results")
+    assert again["big-seed0"] == records["big-seed0"] and again["small-rdd-seed0"]["last"] == record["last"]
+
+
+def test_a_claim_is_for_one_and_ends_with_its_block(tmp_path):
+    with claim(tmp_path / "deep" / "job.lock") as first:
+        with claim(tmp_path / "deep" / "job.lock") as second:
+            assert first and not second
+    with claim(tmp_path / "deep" / "job.lock") as third:
+        assert third
+
+
+def test_a_broken_record_is_named(tmp_path):
+    (tmp_path / "x.json").write_text(json.dumps({"seconds": 3}))
+    with pytest.raises(InputError, match=r"x.json: expected the record of a run, found KeyError\('variant'\)"):
+        read_records(tmp_path)
+    assert read_records(tmp_path / "nowhere") == {}
+
+
+def test_resampled_scores_are_those_of_the_drawn_frames(suite, root, tmp_path):  # noqa: F811
+    from data.batch import open_data
+
+    run_suite("trial", given(tmp_path, variants=["none"], seeds=1), str(root))
+    detector, _ = load_detector(tmp_path / "runs" / "small-none-seed0" / "last.pt")
+    data = open_data(detector.cfg, "val")
+    found = detect(detector, data, "cpu")
+    scores = resampled(data, found, detector.cfg, draws=50)
+    assert scores == resampled(data, found, detector.cfg, draws=50) and {len(v) for v in scores.values()} == {50}
+    one = open_data(replace(detector.cfg, frames=(data.ids[2],)), "val")
+    alone = resampled(one, {data.ids[2]: found[data.ids[2]]}, detector.cfg, draws=2)  # one frame: every draw is itself
+    expected = {k: pytest.approx([v] * 2, abs=1e-3) for k, v in headline(evaluate_detector(detector, one, "cpu")).items()}
+    assert alone == expected
