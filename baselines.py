@@ -151,7 +151,7 @@ class FG(nn.Module):
 
     Reads the neck at the masked cells. Anchor heads: cells with an anchor whose overlap with some object is above PSI of
     the object's best. Channels: a trained 3x3 convolution and ReLU on the student's. Term: the squared difference summed
-    over channels, over twice the masked cells; weight 0.01 (from memory of the authors' code).
+    over channels, over twice the masked cells; weight 0.01 (said to be the authors', unverified).
     """
 
     PSI, WEIGHT = 0.5, 0.01
@@ -201,13 +201,11 @@ def general_instances(out_s: Output, out_t: Output) -> tuple[list[Tensor], list[
     score, label = (p_t - p_s).abs().max(dim=2)  # (B, n)
     box = torch.where((p_s.amax(dim=2) > p_t.amax(dim=2))[..., None], boxes_s, boxes_t)
     # UNSPECIFIED: the class of an instance; ours: the one that is disagreed about.
-    boxes, labels = [], []
+    kept = []
     for b in range(len(box)):
         best = score[b].topk(min(500, score.shape[1])).indices  # 10 of these are left; NMS of all would compare all pairs
-        best = best[box_ops.nms(box[b, best, :7], score[b, best], 0.3, 10)]
-        boxes.append(box[b, best])
-        labels.append(label[b, best])
-    return boxes, labels
+        kept.append(best[box_ops.nms(box[b, best, :7], score[b, best], 0.3, 10)])
+    return [box[b, here] for b, here in enumerate(kept)], [label[b, here] for b, here in enumerate(kept)]
 
 
 class GIDF(nn.Module):
@@ -215,7 +213,7 @@ class GIDF(nn.Module):
 
     Reads the neck in the instances' boxes, RoI Align `roi_size`. Channels: a trained linear map of the student's. Terms: the
     norm of the difference, mean over instances, weight 5e-4; the smooth L1 of the distances among a scan's instances, over
-    their mean in either model, weight 40 (both from memory of the paper).
+    their mean in either model, weight 40 (both said to be the paper's, unverified).
     """
 
     def __init__(self, cfg: Config, channels_s: int, channels_t: int) -> None:
@@ -252,7 +250,7 @@ class GIDL(nn.Module):
 
     Reads the head's maps at the places that its own matching gives to the instances: positive anchors; of a centre head the
     cells under their Gaussians, and for boxes the cells of their centres. Nothing to align. Terms: 0.1 * divergence of the
-    class probabilities and 1 * box loss, each over its places (alpha, beta and lambda3 = 1 from memory of the paper).
+    class probabilities and 1 * box loss, each over its places (factors said to be the paper's, unverified).
     """
 
     def __init__(self, cfg: Config, channels_s: int, channels_t: int) -> None:  # noqa: ARG002
@@ -333,7 +331,7 @@ class PPLogit(nn.Module):
         self.boxes = cfg.head == "anchor" or cfg.encoder == "voxel"
 
     def forward(self, out_s: Output, out_t: Output, batch: Batch) -> Terms:
-        head, cls, reg = out_t.head, [], []
+        head, cls, reg, weights = out_t.head, [], [], []
         if isinstance(head, AnchorHead):
             target = head.targets(batch.boxes, batch.labels, *out_t.neck.shape[2:])
             w = (target.labels > 0).view(len(batch), *out_t.neck.shape[2:], -1).any(dim=3).float()  # (B, H, W)
@@ -349,10 +347,11 @@ class PPLogit(nn.Module):
                     objects = total(p_t.new_tensor(len(target["cell"])))
                     reg.append(code_distance(out_s, out_t, t, target["cell"]).sum() / objects)
             cls.append((w[:, None] * (p_s - p_t).square()).sum() / (mean_over_processes(w.sum()) + 1e-6))
+            weights.append(w.mean())
         terms = {"pp_cls": self.weight * torch.stack(cls).mean()}
         if self.boxes and reg:
             terms["pp_reg"] = 0.2 * torch.stack(reg).mean()
-        return terms, {"pivotal": w.mean()}
+        return terms, {"pivotal": torch.stack(weights).mean()}
 
 
 class PointDistiller(nn.Module):

@@ -523,3 +523,48 @@ def test_a_detector_trains_on_the_teacher_s_labels(kind):
 def test_label_kd_alone_has_one_name():
     with pytest.raises(InputError, match="label KD alone is --method lad"):
         check_pair(tiny_config(), tiny_config(label_kd=True))
+
+
+# ---------------------------------------------------------------- two processes
+
+
+def _terms(part) -> dict[str, float]:
+    """Every method's terms on the chosen scans of three kinds of pair, from the same networks in every process."""
+    found = {}
+    for kind in KINDS[:3]:
+        out_s, out_t, batch = outputs(kind)
+        batch.boxes[0], batch.labels[0] = batch.boxes[0][:1], batch.labels[0][:1]  # the scans weigh differently
+        for name in METHODS:
+            distil = method(name, kind)
+            if part is None:
+                terms, _ = distil(out_s, out_t, batch)
+            else:
+                terms, _ = distil(one_scan(out_s, part), one_scan(out_t, part), of_scan(batch, part))
+            found |= {f"{kind}: {name}: {term}": float(value.detach()) for term, value in terms.items()}
+    return found
+
+
+def _process(rank, port, folder):
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    models.cache_clear()
+    for kind in KINDS[:3]:  # networks first: the statistics of their norms are those of both scans
+        models(kind)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.save(_terms(rank), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_with_a_scan_each_have_the_mean_loss_of_one_with_both(tmp_path):
+    import socket
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    torch.multiprocessing.spawn(_process, (port, str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    one = _terms(None)
+    assert one.keys() == first.keys() == second.keys() and len(one) == 3 * 13
+    for term, value in one.items():
+        assert (first[term] + second[term]) / 2 == pytest.approx(value, rel=1e-4, abs=1e-7), term
