@@ -14,7 +14,8 @@
 Each is a module like RDD: its trained layers are made in __init__, and forward(out_s, out_t, batch) returns ({term: weighted
 scalar}, {name: number worth logging}). `batch` is read for its labels only. The weights are those published, as far as
 they are; `Config.kd_weight` scales them, RDD's too. Of different grids (pillar students), a map of the student is sampled at
-the centres of the teacher's cells, in metres. Counts are those of all processes together.
+the centres of the teacher's cells, in metres. Counts are those of all processes together. SparseKD as its authors run it is
+three of these at once: --method pp-logit --label-kd --inherit.
 dims: B scans · C channels · H, W cells of the teacher's map · K classes · R regions · M objects; `_s` student, `_t` teacher
 """
 
