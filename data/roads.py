@@ -57,7 +57,7 @@ def furnish(road: Road) -> Builder:
     builder = Builder(road.ground, rng, SIZES, SHAPES)
     if road.crossing is not None:  # kept free until everything stands
         x, y, yaw = road.ground.from_road(road.crossing, 0.0)
-        side_road = (x, y, 180.0, 9.5, road.ground.heading + math.pi / 2)
+        side_road = (x, y, 300.0, 9.5, road.ground.heading + math.pi / 2)
         builder.footprints.append(side_road)
     stretch = (road.high - road.low) / 123  # rates are those of KITTI's scenes, which are 123 m long
     for side in (-1, 1):

@@ -1,9 +1,9 @@
 """Traffic: a street in which time passes.   (after: roads.py; next: simulate_nuscenes.py)
 
-`make_world` furnishes a stretch of road and lets traffic loose on it: the car that carries the sensor (the
-ego), others in lanes, crossing and turning, cyclists, people. Everybody has a path and goes along it as fast as it likes and the
-way ahead allows: one brakes for what stands or moves within the strip that one is about to sweep, those who cross or turn also
-for where others will be within two seconds, and before a red light. Who touches somebody all the same is taken out of the world.
+`make_world` furnishes a stretch of road and lets traffic loose on it: the car that carries the sensor (the ego), others in lanes,
+crossing and turning, cyclists, people. Everybody has a path and goes along it as fast as it likes and the way ahead allows: one
+brakes for what stands or moves within the strip that one is about to sweep, those who cross or turn also for where others will be
+within two seconds, before a red light and at the end of the path. Who touches somebody all the same is taken out of the world.
 `World.scene(step)` is what a scanner can see 20 times a second. Frame: that of the street, z up, metres, seconds.
 dims: T steps · M movers (0 is the ego) · K places ahead of a mover · S objects that never move
 """
@@ -20,6 +20,7 @@ from data.shapes_nuscenes import SHAPES, SIZES, ego
 
 STEP = 0.05  # s, a turn of the scanner
 WARM_UP = 60  # steps before the first that counts: queues have formed by then
+FAR = 140.0  # m, how far the side roads go
 EGO = (4.08, 1.73, 1.56)  # m
 MAIN, SIDE, FOOT = 2, 1, 0  # who gives way to whom
 
@@ -148,17 +149,18 @@ def add_lanes(movers: list[Mover], road: Road, standing: np.ndarray) -> None:
 
 def side_path(road: Road, turn: int, mirrored: bool) -> Path:
     """Across the main road at the crossing (turn 0), or from it to the right (-1) or left (1); mirrored: the other way."""
-    far, shift = 75.0, 1.9
+    shift = 1.9  # m from the side road's middle
     if turn == 0:
-        d = np.arange(-far, far, 1.0)
+        d = np.arange(-FAR, FAR, 1.0)
         u = np.full(len(d), shift)
     else:
         lane = -0.5 * road.lane if turn > 0 else -(road.lanes - 0.5) * road.lane
         radius, u_end = (6.0, shift) if turn > 0 else (4.5, -shift)
         angle = np.linspace(0, np.pi / 2, 14)
-        u = np.r_[np.arange(-60, u_end - radius, 1.0), u_end - radius + radius * np.sin(angle), np.full(60, u_end)]
+        u = np.r_[np.arange(-60, u_end - radius, 1.0), u_end - radius + radius * np.sin(angle), np.full(int(FAR), u_end)]
         arc = lane + turn * radius * (1 - np.cos(angle))
-        d = np.r_[np.full(len(u) - 74, lane), arc, lane + turn * (radius + np.arange(1, 61))]
+        beyond = lane + turn * (radius + np.arange(1, FAR + 1))
+        d = np.r_[np.full(len(u) - len(arc) - len(beyond), lane), arc, beyond]
     sign = -1 if mirrored else 1
     return Path(road.ground, road.crossing + sign * u, sign * d)
 
@@ -172,8 +174,9 @@ def add_crossing(movers: list[Mover], road: Road, standing: np.ndarray) -> None:
                               p=(0.72, 0.08, 0.08, 0.12)))  # fmt: skip
         stops = (math.inf, 0.0)
         if turn == 0 and road.red_until == 0:  # the side road waits
-            stops = (75 - road.ground.half_road - 2.0, rng.uniform(0, 20))
-        add_mover(movers, road, standing, name, path, rng.uniform(0, 70), rng.uniform(3, 8), SIDE, stops, sweep=60)
+            stops = (FAR - road.ground.half_road - 2.0, rng.uniform(0, 20))
+        s = rng.uniform(0, 70) + (0 if turn else FAR - 75)
+        add_mover(movers, road, standing, name, path, s, rng.uniform(3, 8), SIDE, stops, sweep=60)
 
 
 def add_walkers(movers: list[Mover], road: Road, standing: np.ndarray, stretch: float) -> None:
@@ -201,6 +204,7 @@ def drive(movers: list[Mover], steps: int, ahead: int = 16) -> np.ndarray:
     size = np.array([m.size for m in movers])
     half, width = size[:, 0] / 2, size[:, 1]
     rank, group = np.array([m.rank for m in movers]), np.array([m.group for m in movers])
+    ends = np.array([m.path.s[-1] for m in movers])
     wish, stop_at = np.array([m.wanted for m in movers]), np.array([m.stops for m in movers])
     towed = [(k, m.towed_by, movers[m.towed_by].s - m.s) for k, m in enumerate(movers) if m.towed_by >= 0]
     s, v = np.array([m.s for m in movers]), wish.copy()
@@ -222,10 +226,12 @@ def drive(movers: list[Mover], steps: int, ahead: int = 16) -> np.ndarray:
             blocked |= (along & across & pairs[:, None]).any(-1)
         room = np.where(blocked.any(1), reach[np.arange(len(s)), blocked.argmax(1)] - reach[:, 0] / 2 - keep, 1e3)
         light = stop_at[:, 0] - s - half
+        room = np.minimum(room, ends - s)
         room = np.where((t * STEP < stop_at[:, 1]) & (light > -0.5), np.minimum(room, light), room)
         pace = wish * (1 + 0.2 * np.sin(0.6 * t * STEP + np.arange(len(s))))
         target = np.minimum(pace, np.sqrt(5 * np.maximum(room, 0)))
         v = np.maximum(np.clip(target, v - 8 * STEP, v + 1.6 * STEP), 0)
+        v = np.minimum(v, (ends - s) / STEP)
         s = s + v * STEP
         for k, leader, back in towed:
             s[k], v[k] = s[leader] - back, v[leader]
