@@ -62,7 +62,7 @@ def furnish(road: Road) -> Builder:
     stretch = (road.high - road.low) / 123  # rates are those of KITTI's scenes, which are 123 m long
     for side in (-1, 1):
         add_parked(builder, road, side)
-        if rng.random() < 0.3:
+        if rng.random() < 0.45:
             add_works(builder, road, side)
         if rng.random() < 0.45:  # a row of barriers along the kerb
             u = rng.uniform(road.low + 20, road.high - 40)
