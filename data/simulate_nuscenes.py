@@ -21,6 +21,7 @@ import os
 import re
 import struct
 import zlib
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -275,18 +276,31 @@ def is_complete(out: Path, name: str) -> bool:
 
 
 def write_tables(out: Path, names: list[str]) -> None:
-    """Join the scenes' shares; the table of scenes, by which a complete set is known, comes last."""
-    parts = [json.loads((out / "parts" / f"{name}.json").read_bytes()) for name in names]
-    tables = {table: [row for part in parts for row in part[table]] for table in parts[0]}
-    tables["category"] = [{"token": token("category", name), "name": name, "description": ""} for name in CATEGORIES]
-    tables["attribute"] = [{"token": token("attribute", name), "name": name, "description": ""} for name in ATTRIBUTES]
-    tables["visibility"] = [{"token": str(k), "level": level, "description": ""} for k, level in enumerate(LEVELS, 1)]
-    tables["sensor"] = [{"token": token("sensor", CHANNEL), "channel": CHANNEL, "modality": "lidar"}]
-    tables["map"] = [{"token": token("map"), "log_tokens": [row["token"] for row in tables["log"]], "category": "semantic_prior",
-                      "filename": "maps/blank.png"}]  # fmt: skip
+    """Join the scenes' shares, one after the other; the table of scenes, by which a complete set is known, comes last."""
+    logs = [{"token": token("map"), "log_tokens": [], "category": "semantic_prior", "filename": "maps/blank.png"}]
+    common = {
+        "category": [{"token": token("category", name), "name": name, "description": ""} for name in CATEGORIES],
+        "attribute": [{"token": token("attribute", name), "name": name, "description": ""} for name in ATTRIBUTES],
+        "visibility": [{"token": str(k), "level": level, "description": ""} for k, level in enumerate(LEVELS, 1)],
+        "sensor": [{"token": token("sensor", CHANNEL), "channel": CHANNEL, "modality": "lidar"}], "map": logs}  # fmt: skip
     write_bytes(out / "maps" / "blank.png", blank_map(10 * MAP))
-    for table in sorted(tables, key=lambda table: table == "scene"):
-        write_text(out / TABLES / f"{table}.json", json.dumps(tables[table], indent=0))
+    with ExitStack() as stack:
+        files, before = {}, {}
+        for name in names:
+            for table, rows in json.loads((out / "parts" / f"{name}.json").read_bytes()).items():
+                if table not in files:
+                    files[table] = stack.enter_context(open(out / TABLES / f"{table}.json.tmp", "w", encoding="utf-8"))
+                    before[table] = "[\n"
+                for row in rows:
+                    files[table].write(before[table] + json.dumps(row))
+                    before[table] = ",\n"
+                logs[0]["log_tokens"] += [row["token"] for row in rows if table == "log"]
+        for table, file in files.items():
+            file.write("[]\n" if before[table] == "[\n" else "\n]\n")
+    for table, rows in common.items():
+        write_text(out / TABLES / f"{table}.json", json.dumps(rows, indent=0))
+    for table in sorted(files, key=lambda table: table == "scene"):
+        os.replace(out / TABLES / f"{table}.json.tmp", out / TABLES / f"{table}.json")
 
 
 def simulate_nuscenes(out: str | Path, train: int = 24, val: int = 8, seed: int = 0, workers: int = 0, sweeps: int = 2,

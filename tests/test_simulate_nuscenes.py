@@ -292,6 +292,14 @@ def test_the_file_runs_through_the_firings_clockwise(written):
         assert silent[0, 1] == pytest.approx(-0.5, abs=0.01) and abs(silent[-1, 1]) < 0.01  # 10 m/s, a twentieth of a second
 
 
+def test_a_street_without_objects_has_empty_tables(written):
+    root = written(lambda steps: hand_made(steps, [part(BOX, (9, 0, 1), (1, 1, 1), "stone")], []), 0, 1)
+    tables = tables_of(root)
+    assert tables["instance"] == tables["sample_annotation"] == [] and len(tables["sample"]) == 1
+    (frame,) = [NuScenes(root, V, "val", sweeps=1)[0]]
+    assert frame.boxes.shape == (0, 9) and len(frame.points) == 34_688
+
+
 def test_poses_follow_the_ground():
     """On a slope of 5 % along and 3 % across: nose up, right side down, and wheels on the ground."""
     world = hand_made(1, [], [])
@@ -382,6 +390,23 @@ def test_other_settings_folders_and_numbers_are_refused(small, tmp_path):
 def test_other_seeds_and_splits_are_other_worlds():
     worlds = [sim.make_world(np.random.default_rng(which), 2) for which in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0))]
     assert len({world.parts.tobytes() for world in worlds}) == 4
+
+
+def test_comparison_with_a_real_key_frame(small, real_nuscenes, capsys, tmp_path):
+    """Coarse on purpose: it fails when scanner or streets drift away from the sensor, not from chance."""
+    from data.resemblance import compare_main, nuscenes_rows
+
+    compare_main(["--root", str(small), "--real", str(real_nuscenes)])
+    assert capsys.readouterr().out.count("|") > 100
+    ours, theirs = nuscenes_rows(small), nuscenes_rows(real_nuscenes)
+    assert theirs["points and silent rays of a turn"] == ours["points and silent rays of a turn"] == "34688"
+    for name, limit in (("of beams at -20.5 .. -10 degrees", 0.15), ("of beams at -10 .. 0.6 degrees", 0.25),
+                        ("of beams at 0.6 .. 11 degrees", 0.5), ("intensity, 50th percentile", 0.5)):  # fmt: skip
+        assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=limit), name
+    with pytest.raises(InputError, match="neither"):
+        nuscenes_rows(tmp_path)
+    with pytest.raises(InputError, match="expected a simulated KITTI root for a picture"):
+        compare_main(["--root", str(small), "--real", str(real_nuscenes), "--out", str(tmp_path / "x.png")])
 
 
 def test_command_line(tmp_path):
