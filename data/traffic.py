@@ -87,6 +87,7 @@ def lane_path(road: Road, d: float, forward: bool) -> Path:
 
 
 def lane_user(rng: np.random.Generator) -> str:
+    """Who drives in a lane."""
     kinds = ("vehicle.car", "vehicle.truck", "vehicle.bus.rigid", "vehicle.bus.bendy", "with_rider.vehicle.motorcycle",
              "vehicle.construction")  # fmt: skip
     return str(rng.choice(kinds, p=(0.68, 0.13, 0.06, 0.03, 0.08, 0.02)))
@@ -121,21 +122,17 @@ def add_towed(movers: list[Mover], road: Road, standing: np.ndarray, name: str) 
 def add_lanes(movers: list[Mover], road: Road, standing: np.ndarray) -> None:
     """Both directions, lane by lane, with gaps between the vehicles; cyclists beside them."""
     rng, street = road.rng, road.street
-    light = road.crossing
     for forward in (True, False):
         for lane in range(road.lanes):
             path = lane_path(road, (-1 if forward else 1) * (lane + 0.5) * road.lane, forward)
             start = road.low if forward else road.high + 40  # u where the path begins
-            stops = (math.inf, 0.0)
-            if light is not None:
-                stops = (abs(light - start) - 7.0, road.red_until)
+            stops = (math.inf, 0.0) if road.crossing is None else (abs(road.crossing - start) - 7.0, road.red_until)
             s = rng.uniform(0, 30)
             while s < path.s[-1] - 10:
                 name = lane_user(rng)
-                rank = MAIN
                 wanted = rng.uniform(4, 13) if rng.random() < 0.9 else rng.uniform(0, 2)
                 bus_stop = (s + rng.uniform(10, 60), 99.0) if "bus" in name and rng.random() < 0.5 else stops
-                if add_mover(movers, road, standing, name, path, s, wanted, rank, bus_stop):
+                if add_mover(movers, road, standing, name, path, s, wanted, MAIN, bus_stop):
                     if name == "vehicle.bus.bendy":
                         add_towed(movers, road, standing, name)
                     elif name == "vehicle.truck" and rng.random() < 0.35:
@@ -166,6 +163,7 @@ def side_path(road: Road, turn: int, mirrored: bool) -> Path:
 
 
 def add_crossing(movers: list[Mover], road: Road, standing: np.ndarray) -> None:
+    """Who crosses the main road, or leaves it, at the crossing."""
     rng = road.rng
     for _ in range(rng.poisson(7)):
         turn, mirrored = int(rng.choice([0, 0, -1, 1])), rng.random() < 0.5
@@ -200,7 +198,8 @@ def add_walkers(movers: list[Mover], road: Road, standing: np.ndarray, stretch: 
 
 
 def drive(movers: list[Mover], steps: int, ahead: int = 16) -> np.ndarray:
-    """Let everybody move for a number of steps: (T, M, 4) x, y, yaw, speed."""
+    """Let everybody move for a number of steps: (T, M, 4) x, y, yaw, speed. One looks at `ahead` places of the own path, as far
+    as one needs for braking gently, and keeps a speed from which the free part of it is enough to stop at 2.5 m/s²."""
     size = np.array([m.size for m in movers])
     half, width = size[:, 0] / 2, size[:, 1]
     rank, group = np.array([m.rank for m in movers]), np.array([m.group for m in movers])

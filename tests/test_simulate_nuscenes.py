@@ -124,6 +124,8 @@ def test_official_scene_numbers():
     assert "scene-0077" not in train  # that one is test
     with pytest.raises(InputError, match="at most 150 held-out"):
         sim.scene_names(1, 151)
+    with pytest.raises(InputError, match="at most 700 training"):
+        sim.scene_names(0, 701)
 
 
 # ------------------------------------------------------------------ the set through our loader
