@@ -31,7 +31,7 @@ from data.nuscenes import MOVING, quaternion_product, rotation_matrix
 from data.nuscenes_tables import SCENES
 from data.scanner import HDL32E, Pose, scan
 from data.scenes import Scene
-from data.simulate import begin, run, write_text
+from data.simulate import begin, run, write_bytes, write_text
 from data.traffic import STEP, World, make_world
 
 VERSION = 1  # raised whenever the same settings give other files
@@ -249,12 +249,6 @@ def chain(records: list[dict]) -> None:
 # ------------------------------------------------------------------ the set on the disk
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    passing = path.with_name(path.name + ".tmp")
-    passing.write_bytes(content)
-    os.replace(passing, path)
-
-
 def blank_map(side: int) -> bytes:
     """A PNG of side x side black pixels, 8 bits each: to the devkit, 0.1 m of no drivable surface."""
     def chunk(kind: bytes, body: bytes) -> bytes:
@@ -323,5 +317,7 @@ def simulate_nuscenes(out: str | Path, train: int = 24, val: int = 8, seed: int 
              if not is_complete(out, name)]  # fmt: skip
     run(write_scene, tasks, workers, len(every), "scene" if progress else "")
     if tasks or not (out / TABLES / "scene.json").is_file():
+        for leftover in out.rglob("*.tmp"):  # of a run that was killed
+            leftover.unlink(missing_ok=True)
         write_tables(out, every)
     return out

@@ -343,7 +343,7 @@ def test_set_does_not_depend_on_workers_or_interruptions(small, tmp_path, monkey
     def interrupted(path, content, real=sim.write_bytes):
         calls.append(path)
         if len(calls) == 13:  # in the middle of the second scene
-            path.with_name(path.name + ".tmp").write_bytes(content[:100])
+            path.with_name(path.name + ".1.tmp").write_bytes(content[:100])
             raise KeyboardInterrupt
         real(path, content)
 
