@@ -86,9 +86,13 @@ class Config:
     code_weights: tuple[float, ...] = opt((1.0,) * 8, "centre head: offset x, y, z, log l, w, h, cos, sin, vx, vy", OPTIM)
     amp: str = opt("float16", "mixed precision: float16, with loss scaling, on CUDA only; bfloat16 on CPUs that compute in it"
                               " too, nearly twice as fast there", OPTIM, ("off", "float16", "bfloat16"))  # fmt: skip
-    # ---- distillation: rdd.py says what each reading means
+    # ---- distillation: baselines.py and rdd.py say what each method and reading means
     inherit: bool = opt(False, "start from the teacher's first channels (SparseKD's TGI)", DISTIL)
-    method: str = opt("none", "what the student learns from its teacher", DISTIL, ("none", "rdd"))
+    label_kd: bool = opt(False, "the teacher's sure boxes are labels too (SparseKD's label KD); goes with any method", DISTIL)
+    label_score: tuple[float, ...] = opt((0.6,), "lad, label_kd: score that makes a teacher's box a label; or per class", DISTIL)
+    method: str = opt("none", "what the student learns from its teacher (baselines.py)", DISTIL,
+                      ("none", "hinton", "hint", "mimic", "fg", "gid-f", "gid-l", "lad", "pp-logit", "point-distiller", "rdd"))
+    kd_weight: float = opt(1.0, "factor on the terms of any method, whose own weights are those published", DISTIL)
     normalise: str = opt("none", "Eq. 2 on a region", DISTIL, ("softmax", "none", "standardise"))
     softmax_axis: str = opt("channel", "axis of Eq. 2's softmax", DISTIL, ("channel", "spatial"))
     psi_order: str = opt("psi-first", "1x1 adapter before or after Eq. 2", DISTIL, ("psi-first", "normalise-first"))
@@ -179,11 +183,13 @@ def override(cfg: Config, changes: dict[str, Any]) -> Config:
     if cfg.circle_nms and len(cfg.circle_nms) != len(cfg.task_classes):
         raise InputError(f"--circle-nms: expected one number per task ({len(cfg.task_classes)}); found {cfg.circle_nms}")
     for name in ("epochs", "batch_size", "eval_every", "log_every", "sweeps", "roi_size", "proposals", "lr", "clip", "tau",
-                 "fraction"):  # fmt: skip
+                 "fraction", "kd_weight"):  # fmt: skip
         if getattr(cfg, name) <= 0:
             raise InputError(f"--{name.replace('_', '-')}: expected a number above 0; found {getattr(cfg, name)}")
     if cfg.fraction > 1 or cfg.lam < 0:
         raise InputError(f"expected --fraction up to 1 and --lam from 0 on; found {cfg.fraction} and {cfg.lam}")
+    if len(cfg.label_score) not in (1, len(cfg.classes)):
+        raise InputError(f"--label-score: expected one score, or one per class ({len(cfg.classes)}); found {cfg.label_score}")
     return cfg
 
 

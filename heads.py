@@ -191,13 +191,17 @@ class CenterHead(nn.Module):
         score, flat = heat.flatten().topk(min(limit, heat.numel()))
         kind, cell = flat // (height * width), flat % (height * width)
         i, j = cell // width, cell % width
-        code = torch.cat([task[name] for name in self.code])[:, i, j].T  # (n, 8 or 10)
-        g = self.geometry
-        box = torch.cat([
-            (g.x0 + (j + code[:, 0]) * g.cell_x)[:, None], (g.y0 + (i + code[:, 1]) * g.cell_y)[:, None], code[:, 2:3],
-            code[:, 3:6].clamp(max=20).exp(), torch.atan2(code[:, 7:8], code[:, 6:7]), code[:, 8:]], dim=1)  # fmt: skip
+        box = self.boxes_at(torch.cat([task[name] for name in self.code])[:, i, j].T, i, j)
         label = torch.tensor([self.label[t, k] for k in range(classes)], device=heat.device)[kind]
         return box, score, label, torch.stack([i, j], dim=1)
+
+    def boxes_at(self, code: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        """Box codes (..., 8 or 10) of cells (i, j) -> boxes (..., 7 or 9)."""
+        g = self.geometry
+        return torch.cat([
+            (g.x0 + (j + code[..., 0]) * g.cell_x)[..., None], (g.y0 + (i + code[..., 1]) * g.cell_y)[..., None],
+            code[..., 2:3], code[..., 3:6].clamp(max=20).exp(), torch.atan2(code[..., 7:8], code[..., 6:7]), code[..., 8:]],
+            dim=-1)  # fmt: skip
 
 
 def _conv_norm_relu(in_channels: int, out_channels: int) -> nn.Sequential:

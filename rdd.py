@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from config import Config
+from data.batch import Batch
 from detector import Output
 from heads import Geometry
 from parallel import BatchNorm, at_least_one, mean_over_processes
@@ -218,18 +219,12 @@ class RDD(nn.Module):
         self.cfg = cfg
         self.psi = nn.Sequential(nn.Conv2d(channels_s, channels_t, 1, bias=False), BatchNorm(channels_t), nn.ReLU())
 
-    @classmethod
-    def seeded(cls, cfg: Config, channels_s: int, channels_t: int) -> "RDD":
-        """psi's first weights depend on `cfg.seed` only, and the global random state is left as it was."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(cfg.seed)
-            return cls(cfg, channels_s, channels_t)
-
-    def forward(self, out_s: Output, out_t: Output) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def forward(self, out_s: Output, out_t: Output, _batch: Batch | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The weighted terms of Eq. 10 ({"feat", "logit"}) and what is worth seeing of the step.
 
         The second: regions (R, 5), side (R,), d (R,), m (R,), all detached. With no proposals on either side both
-        terms are zero. out_t must come from a frozen teacher under no_grad.
+        terms are zero. out_t must come from a frozen teacher under no_grad. The labels in the batch, which every method
+        is given, are not read: RDD asks the two models where to look.
         """
         cfg = self.cfg
         regions, side = bilateral_regions(out_s, out_t, cfg.proposal_score, cfg.proposals)
@@ -262,7 +257,9 @@ class RDD(nn.Module):
 
 
 def summary(seen: dict[str, Tensor]) -> dict[str, float]:
-    """Numbers of one step for the log: pairs per side, selected fraction, quantiles of d."""
+    """Numbers of one step for the log: pairs per side, selected fraction, quantiles of d; a baseline's are numbers already."""
+    if "d" not in seen:
+        return {name: float(value) for name, value in seen.items()}
     d, m = seen["d"], seen["m"]
     log = {"pairs_t": float((seen["side"] == 0).sum()), "pairs_s": float((seen["side"] == 1).sum())}
     if len(d):

@@ -25,10 +25,10 @@ from presets import DEFAULT_PAIR, PRESETS, READINGS, preset
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
 
     from data.kitti import Kitti
     from detector import Detector
-    from rdd import RDD
 
 DEFAULT = "(default)"
 DEFAULT_ROOT = {"sim": Path("datasets/sim-kitti"), "sim-nuscenes": Path("datasets/sim-nuscenes"),
@@ -40,7 +40,7 @@ DEFAULT_ROOT = {"sim": Path("datasets/sim-kitti"), "sim-nuscenes": Path("dataset
 
 def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers: int = 0,
           stop_after: int | None = None) -> "Detector":  # fmt: skip
-    """Train one detector into `folder`, from where it stopped; with a teacher and `cfg.method` rdd, distil.
+    """Train one detector into `folder`, from where it stopped; with a teacher, distil by `cfg.method`.
 
     `stop_after` leaves the run unfinished at that step (it can be continued). Returns the detector in eval mode.
     Raises InputError when a loss is not finite, naming the term and the frames.
@@ -49,6 +49,7 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
     from tqdm import tqdm
 
     import parallel
+    from baselines import with_teacher_boxes
     from data.batch import TrainingFrames, open_data, report_dropped, steps_per_epoch, training_batches
     from detector import build
     from rdd import gradient_norms, summary, total_loss
@@ -61,6 +62,7 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
     student = build(cfg).to(device)
     distil = start_distilling(cfg, student, teacher, device)
     shared_input = distil is not None and teacher.shares_input(student)
+    label_kd = distil is not None and (cfg.label_kd or cfg.method == "lad")
 
     parameters = list(student.parameters()) + (list(distil.parameters()) if distil else [])
     optimizer = torch.optim.AdamW(parameters, lr=cfg.lr, weight_decay=cfg.weight_decay, betas=(0.95, 0.99))
@@ -91,9 +93,10 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
                 with torch.no_grad():
                     out_t = teacher(x if shared_input else teacher.prepare(batch))
             out_s = student(x)
-            detection = student.loss(out_s, batch)
+            detection = student.loss(out_s, with_teacher_boxes(batch, out_t, cfg.label_score) if label_kd else batch)
             if distil is not None:
-                distillation, pairs = distil(out_s, out_t)
+                distillation, pairs = distil(out_s, out_t, batch)
+                distillation = {name: cfg.kd_weight * term for name, term in distillation.items()}
             loss = total_loss(detection, distillation)
         check_finite({**detection, **distillation}, batch.ids, step)
 
@@ -129,13 +132,14 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
     return student.eval()
 
 
-def start_distilling(cfg: Config, student: "Detector", teacher: "Detector | None", device: Any) -> "RDD | None":
-    """The distillation loss with its trainable layers, or None without one; another method is added here.
+def start_distilling(cfg: Config, student: "Detector", teacher: "Detector | None", device: Any) -> "Module | None":
+    """The distillation method with its trainable layers, or None without one.
 
     The teacher stays outside the student: frozen, in eval mode, never in the checkpoint.
     """
     if teacher is None:
         return None
+    check_pair(teacher.cfg, cfg)
     teacher.to(device).eval().requires_grad_(False)
     if cfg.inherit:
         from weights import inherit
@@ -143,9 +147,9 @@ def start_distilling(cfg: Config, student: "Detector", teacher: "Detector | None
         inherit(student, teacher)
     if cfg.method == "none":
         return None
-    from rdd import RDD
+    from baselines import METHODS, seeded
 
-    return RDD.seeded(cfg, student.backbone.out_channels, teacher.backbone.out_channels).to(device)
+    return seeded(METHODS[cfg.method], cfg, student.backbone.out_channels, teacher.backbone.out_channels).to(device)
 
 
 def one_cycle(step: int, steps: int, peak: float, warm: float = 0.4, start: float = 10, end: float = 1e5) -> tuple[float, float]:
@@ -227,10 +231,16 @@ def resolve(value: str, which: int, data: str) -> tuple[Config, Path | None]:
 
 def check_pair(teacher: Config, student: Config) -> None:
     """A student learns class maps from its teacher: both must mean the same by them. Raises InputError."""
-    for name in ("head", "classes", "task_classes", "point_features"):
+    if student.label_kd and student.method == "none":
+        raise InputError("--label-kd with --method none: label KD alone is --method lad")
+    names, reason = ["head", "classes", "task_classes", "point_features"], ""
+    if student.head == "anchor" and student.method in ("hinton", "gid-f", "gid-l", "pp-logit"):
+        names += ["anchors", "point_range", "voxel_size", "bev_strides", "up_strides"]
+        reason = f"; --method {student.method} compares anchor with anchor"
+    for name in names:
         if getattr(teacher, name) != getattr(student, name):
             raise InputError(f"teacher {teacher.preset} and student {student.preset} differ in {name}: "
-                             f"{getattr(teacher, name)} and {getattr(student, name)}")  # fmt: skip
+                             f"{getattr(teacher, name)} and {getattr(student, name)}{reason}")  # fmt: skip
 
 
 def run_name(cfg: Config) -> str:

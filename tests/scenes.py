@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from config import Config
 from data import Frame
+from data.batch import Batch
 from presets import preset
 
 
@@ -31,6 +33,23 @@ def tiny_frame(seed: int) -> Frame:
 
 def tiny_frames(n: int) -> list[Frame]:
     return [tiny_frame(i) for i in range(n)]
+
+
+def few_points(cfg: Config, seed: int = 0) -> Batch:
+    """Two scans of random points around one object of every class."""
+    g = torch.Generator().manual_seed(seed)
+    points, boxes, labels = [], [], []
+    for scan in range(2):
+        n = len(cfg.classes)
+        box = torch.cat([torch.rand(n, 2, generator=g) * 10 - 5, torch.full((n, 1), -1.0),
+                         torch.rand(n, 3, generator=g) + 1, torch.rand(n, 1, generator=g) * 6 - 3], dim=1)  # fmt: skip
+        box = torch.cat([box, torch.randn(n, 2, generator=g)], dim=1) if cfg.velocity else box
+        xyz = (box[:, None, :3] + torch.randn(n, 60, 3, generator=g) * 0.5).flatten(0, 1)
+        rest = torch.rand(len(xyz), cfg.point_features - 3, generator=g)
+        points.append(torch.cat([torch.full((len(xyz), 1), float(scan)), xyz, rest], dim=1))
+        boxes.append(box)
+        labels.append(torch.arange(n))
+    return Batch(["0", "1"], torch.cat(points), boxes, labels, {})
 
 
 def assert_same(found, expected, tolerance: float, where: tuple = ()) -> None:

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+import baselines
 import rdd
 from config import Config
 from data import Frame
@@ -12,7 +13,7 @@ from data.batch import collate
 from detector import Output, build
 from heads import Geometry
 from presets import preset
-from tests.scenes import tiny_config, tiny_frames
+from tests.scenes import few_points, tiny_config, tiny_frames
 
 GEOMETRY = Geometry(x0=-2.0, y0=1.0, cell_x=0.5, cell_y=0.8)
 
@@ -319,31 +320,12 @@ def small(name):
     return replace(cfg, point_range=(-half, -half, *cfg.point_range[2:3], half, half, cfg.point_range[5]))
 
 
-def few_points(cfg, seed=0):
-    """Two scans of random points around one object of every class."""
-    from data.batch import Batch
-
-    g = torch.Generator().manual_seed(seed)
-    points, boxes, labels = [], [], []
-    for scan in range(2):
-        n = len(cfg.classes)
-        box = torch.cat([torch.rand(n, 2, generator=g) * 10 - 5, torch.full((n, 1), -1.0),
-                         torch.rand(n, 3, generator=g) + 1, torch.rand(n, 1, generator=g) * 6 - 3], dim=1)  # fmt: skip
-        box = torch.cat([box, torch.randn(n, 2, generator=g)], dim=1) if cfg.velocity else box
-        xyz = (box[:, None, :3] + torch.randn(n, 60, 3, generator=g) * 0.5).flatten(0, 1)
-        rest = torch.rand(len(xyz), cfg.point_features - 3, generator=g)
-        points.append(torch.cat([torch.full((len(xyz), 1), float(scan)), xyz, rest], dim=1))
-        boxes.append(box)
-        labels.append(torch.arange(n))
-    return Batch(["0", "1"], torch.cat(points), boxes, labels, {})
-
-
 @pytest.mark.parametrize("student", STUDENTS)
 def test_each_of_the_paper_s_students_trains_a_step_decodes_and_distils(student):
     cfg_t, cfg_s = small(STUDENTS[student]), small(student)
     teacher, model = build(cfg_t).eval().requires_grad_(False), build(cfg_s).train()
     batch = few_points(cfg_s)
-    distil = rdd.RDD.seeded(cfg_s, model.backbone.out_channels, teacher.backbone.out_channels)
+    distil = baselines.seeded(rdd.RDD, cfg_s, model.backbone.out_channels, teacher.backbone.out_channels)
     parameters = [*model.parameters(), *distil.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3)
     with torch.no_grad():

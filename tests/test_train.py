@@ -13,12 +13,14 @@ import pytest
 import torch
 
 import train as train_module
+from baselines import METHODS
 from cli import InputError
 from data.kitti import objects_from_boxes, read_calibration, write_objects
+from detector import build
 from evaluate import detect, evaluate_detector, headline
 from presets import preset
 from tests.scenes import tiny_config, tiny_frames
-from train import check_finite, one_cycle, train
+from train import check_finite, one_cycle, start_distilling, train
 from weights import load_detector, read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,12 +69,13 @@ def same(a: dict, b: dict) -> bool:
 # ---------------------------------------------------------------- the same run, however it is run
 
 
-@pytest.mark.parametrize(("method", "workers"), [("none", 2), ("rdd", 0)])
-def test_resuming_is_exact_whatever_the_number_of_workers(root, tmp_path, method, workers):
-    """k steps + resume + k steps = 2k steps, bit for bit: weights, psi, optimiser and log; stop inside an epoch."""
+@pytest.mark.parametrize(("method", "workers", "changes"), [("none", 2, {}), ("fg", 0, {"label_kd": True}), *(
+    (method, 0, {}) for method in METHODS)])  # fmt: skip
+def test_resuming_is_exact_whatever_the_number_of_workers(root, tmp_path, method, workers, changes):
+    """k steps + resume + k steps = 2k steps, bit for bit: weights, adapters, optimiser and log; stop inside an epoch."""
     torch.set_num_threads(1)
-    cfg = config(root, method=method, epochs=3)
-    teacher = train_module_teacher(cfg) if method == "rdd" else None
+    cfg = config(root, method=method, epochs=3, label_score=(0.05,), **changes)  # an untrained teacher is sure of nothing
+    teacher = train_module_teacher(cfg) if method != "none" else None
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(cfg, whole, teacher)
     train(cfg, parts, teacher, workers=workers, stop_after=3)
@@ -85,11 +88,11 @@ def test_resuming_is_exact_whatever_the_number_of_workers(root, tmp_path, method
         assert same(state, b["optimizer"]["state"][k])
     assert metrics(whole) == metrics(parts) and len(metrics(whole)) == 6
     assert metrics(whole, "eval") == metrics(parts, "eval")
+    adapters = start_distilling(cfg, build(cfg), teacher, torch.device("cpu"))
+    assert a["distil"].keys() == (adapters.state_dict().keys() if adapters else set())
 
 
 def train_module_teacher(cfg):
-    from detector import build
-
     return build(replace(cfg, width=(1.0, 1.0, 1.0), method="none"))
 
 
@@ -119,6 +122,17 @@ def test_the_teacher_is_untouched_and_not_in_the_checkpoint(root, tmp_path):
     record = metrics(tmp_path / "run")[0]
     for key in ("cls", "reg", "feat", "logit", "selected", "d_50", "pull_detection", "pull_feat", "pull_logit"):
         assert math.isfinite(record[key]), key
+
+
+def test_kd_weight_scales_every_term_of_the_method_and_label_kd_what_the_detection_loss_is_told(root, tmp_path):
+    torch.set_num_threads(1)
+    first, teacher = {}, train_module_teacher(config(root))
+    for name, changes in (("one", {}), ("three", {"kd_weight": 3.0}), ("labels", {"label_kd": True, "label_score": (0.05,)})):
+        train(config(root, method="pp-logit", **changes), tmp_path / name, teacher, stop_after=1)
+        first[name] = metrics(tmp_path / name)[0]
+    for term, times in (("pp_cls", 3), ("pp_reg", 3), ("pull_pp_cls", 3), ("cls", 1), ("pull_detection", 1)):
+        assert first["three"][term] == pytest.approx(times * first["one"][term], rel=1e-5) and first["one"][term] > 0, term
+    assert first["labels"]["cls"] != first["one"]["cls"] and first["labels"]["pp_cls"] == first["one"]["pp_cls"]
 
 
 def test_two_processes_have_the_curve_of_one(root, tmp_path):
@@ -279,6 +293,32 @@ def test_what_stands_in_the_way_is_found_before_a_teacher_is_trained(root, tmp_p
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="the folder of the run cannot be made"):
         train(config(root), tmp_path / "file" / "run")
+
+
+def test_the_simulated_nuscenes_is_made_on_first_use(tmp_path, monkeypatch):
+    """A set of two small scenes instead of 32; its presets are nuScenes', its name its own; a step is trained on it."""
+    import data.simulate_nuscenes as simulator
+
+    real, made = simulator.simulate_nuscenes, []
+
+    def small(root, workers):
+        made.append(root)
+        return real(root, 1, 1, workers=1, sweeps=1, samples=(2, 2), progress=False)
+
+    monkeypatch.setattr(simulator, "simulate_nuscenes", small)
+    monkeypatch.setitem(train_module.DEFAULT_ROOT, "sim-nuscenes", tmp_path / "sets" / "sim-nuscenes")
+    cfg, _ = train_module.resolve(train_module.DEFAULT, 1, "sim-nuscenes")
+    assert (cfg.data, cfg.layout, cfg.preset, len(cfg.classes)) == ("sim-nuscenes", "nuscenes", "cp-voxel-xxs-cpu", 10)
+    for _ in range(2):
+        found = train_module.prepare_data(cfg, 1)
+    assert made == [tmp_path / "sets" / "sim-nuscenes"] and found.root == str(made[0])
+    near = (-9.6, -19.2, -5.0, 9.6, 19.2, 3.0)
+    cfg = replace(found, method="none", epochs=1, batch_size=2, sweeps=2, eval_every=1, point_range=near)
+    train(cfg, tmp_path / "run")
+    (scores,) = (record for record in metrics(tmp_path / "run", "eval"))
+    assert {"nds", "map"} <= scores.keys()
+    with pytest.raises(InputError, match="python -m data.simulate nuscenes --out nowhere"):
+        train_module.prepare_data(replace(cfg, root="nowhere"), 1)
 
 
 def test_a_log_line_cut_in_two_does_not_stop_a_resume(root, tmp_path):
