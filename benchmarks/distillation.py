@@ -28,10 +28,11 @@ def name_many_regions(detector) -> None:
         nn.init.zeros_(conv.bias)
 
 
-def price(teacher, student, distil, batch, repeats: int) -> tuple[dict[str, list[float]], dict]:
+def price(method: str, teacher, student, distil, batch, repeats: int) -> tuple[dict[str, list[float]], dict]:
     """Seconds of {"student", "teacher", "distilling"}, in turns; and what the method tells of its last step."""
     import torch
 
+    from baselines import with_teacher_boxes
     from rdd import total_loss
 
     told = {}
@@ -45,9 +46,10 @@ def price(teacher, student, distil, batch, repeats: int) -> tuple[dict[str, list
         with torch.no_grad():
             out_t = teacher(x if teacher.shares_input(student) else teacher.prepare(batch))
         out_s = student(x)
-        terms, seen = distil(out_s, out_t)
+        terms, seen = distil(out_s, out_t, batch)
         told.update(seen)
-        total_loss(student.loss(out_s, batch), terms).backward()
+        taught = with_teacher_boxes(batch, out_t, student.cfg.label_score) if method == "lad" else batch
+        total_loss(student.loss(out_s, taught), terms).backward()
         student.zero_grad(), distil.zero_grad()
 
     calls = {"student": partial(training_step, student, batch), "teacher": teacher_forward, "distilling": distilling_step}
@@ -71,7 +73,7 @@ def rows(repeats: int) -> Iterator[Row]:
         name_many_regions(teacher), name_many_regions(student)
         cfg, batch = replace(student.cfg, method=method), scans(student.cfg, count)
         distil = start_distilling(cfg, student, teacher, torch.device("cpu"))
-        times, told = price(teacher, student, distil, batch, repeats)
+        times, told = price(method, teacher, student, distil, batch, repeats)
         alone = [s + t for s, t in zip(times["student"], times["teacher"], strict=True)]
         ratio = median(a / d for a, d in zip(alone, times["distilling"], strict=True))
         pair = f"{name_t} -> {name_s}, batch {count}, {torch.get_num_threads()} threads"

@@ -23,7 +23,7 @@ def cloud():
     """(N, 4) at least 300,000 simulated points inside the preset's range, of several scenes, shuffled."""
     import numpy as np
 
-    from data.simulate import make_frame
+    from data.simulate_kitti import make_frame
     from presets import preset
 
     low, high = np.array(preset(PRESET).point_range).reshape(2, 3)

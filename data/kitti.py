@@ -67,10 +67,10 @@ class Kitti:
         calib = self.calibration(i)
         if self.fov_only:
             camera = calib.lidar_to_camera(points[:, :3])
-            ahead = camera[:, 2] >= 0
+            ahead = np.flatnonzero(camera[:, 2] >= 0)
             u, v = calib.project(camera[ahead])[0].T
             width, height = image_size(self.root, self.ids[i], self.folder)
-            points = points[ahead][(u >= 0) & (u < width) & (v >= 0) & (v < height)]
+            points = points[ahead[(u >= 0) & (u < width) & (v >= 0) & (v < height)]]
         objects = self._objects_with_a_box(i)
         boxes = boxes_from_objects(objects, calib).astype(np.float32)
         return Frame(self.ids[i], points, boxes, tuple(objects.type.tolist()), dropped)

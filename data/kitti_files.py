@@ -254,7 +254,10 @@ def read_points(path: str | Path) -> tuple[np.ndarray, int]:
     if len(data) % 16:
         raise InputError(f"{path}: expected 16 bytes a point (4 float32), found {len(data)} bytes: broken?")
     points = np.frombuffer(data, dtype="<f4").reshape(-1, 4)
-    finite = np.isfinite(points).all(axis=1)
+    finite = np.isfinite(points)
+    if finite.all():  # as in every sound file; asking row by row takes ten times as long
+        return points.copy(), 0
+    finite = finite.all(axis=1)
     return points[finite], int((~finite).sum())
 
 

@@ -68,7 +68,7 @@ class NuScenes:
     def _sweep(self, points: np.ndarray, scan: Scan, key: Scan) -> np.ndarray:
         """(n, 4) points as `scan` saw them -> (n', 5) as points of the key frame, with their time lag."""
         # The vehicle's own roof goes. Only from the sweeps, which would smear it along the way; the key frame keeps it.
-        points = points[(np.abs(points[:, :2]) >= 1).any(axis=1)]
+        points = points[(np.abs(points[:, 0]) >= 1) | (np.abs(points[:, 1]) >= 1)]
         xyz = move(points[:, :3], scan, key).astype(np.float32)
         lag = np.full((len(points), 1), 1e-6 * (key.time - scan.time), dtype=np.float32)
         return np.concatenate([xyz, points[:, 3:], lag], axis=1)
@@ -113,7 +113,10 @@ class NuScenes:
             found = f"{len(data)} bytes: broken?"
             raise InputError(f"{path}: expected {4 * COLUMNS} bytes a point ({COLUMNS} float32), found {found}")
         points = np.frombuffer(data, dtype="<f4").reshape(-1, COLUMNS)[:, :4]
-        finite = np.isfinite(points).all(axis=1)
+        finite = np.isfinite(points)
+        if finite.all():  # as in every sound file; asking row by row takes ten times as long
+            return points.copy(), 0
+        finite = finite.all(axis=1)
         return points[finite], int((~finite).sum())
 
     def _check_files(self, hint: bool) -> None:
