@@ -30,6 +30,13 @@ def start() -> tuple[int, int, torch.device]:
     return rank, world, device
 
 
+def autocast_dtype(name: str, device: torch.device) -> torch.dtype | None:
+    """What `Config.amp` means on a device; None: everything in float32."""
+    if name == "off" or (name == "float16" and device.type == "cpu"):  # no CPU is fast in float16
+        return None
+    return {"float16": torch.float16, "bfloat16": torch.bfloat16}[name]
+
+
 def keep_freed_memory() -> None:
     """Have glibc keep what tensors free, rather than return it to the operating system and ask for it again.
 

@@ -63,11 +63,9 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
     distil = start_distilling(cfg, student, teacher, device)
     shared_input = distil is not None and teacher.shares_input(student)
     label_kd = distil is not None and (cfg.label_kd or cfg.method == "lad")
-
     parameters = list(student.parameters()) + (list(distil.parameters()) if distil else [])
     optimizer = torch.optim.AdamW(parameters, lr=cfg.lr, weight_decay=cfg.weight_decay, betas=(0.95, 0.99))
-    amp = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(cfg.amp)
-    amp = None if amp == torch.float16 and device.type == "cpu" else amp  # no CPU is fast in float16
+    amp = parallel.autocast_dtype(cfg.amp, device)
     scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
     training = TrainingFrames(frames, cfg, object_database(cfg, frames))
     per_epoch = steps_per_epoch(len(training), cfg.batch_size)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cli import ArgumentParser, InputError, did_you_mean, run_cli
 
-SUBJECTS = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
+SUBJECTS = sorted({path.stem for path in Path(__file__).parent.glob("[!_]*.py")} - {"workloads"})
 
 
 def measure(subject: str, repeats: int) -> dict:

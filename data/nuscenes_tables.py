@@ -7,7 +7,7 @@ A root holds one folder of tables for each version (v1.0-mini, v1.0-trainval, v1
                     <- sample_data -> ego_pose                        every scan of every sensor, chained by `prev`
                                    -> calibrated_sensor -> sensor     of which only those of LIDAR_TOP are kept
 
-Parsing 3 GB of JSON takes a minute, so what is left of it is kept as one .npz beside the tables.
+Parsing 3 GB of JSON takes a while, even by several processes, so what is left of it is kept as one .npz beside the tables.
 Translations in metres, rotations as quaternions (w, x, y, z), times in microseconds, everything in the GLOBAL frame.
 dims: S samples · L scans of LIDAR_TOP · A annotations, ordered by sample
 """
@@ -17,9 +17,10 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,10 +28,26 @@ import numpy as np
 
 from cli import InputError, did_you_mean
 
-TABLES = "scene sample sensor calibrated_sensor sample_data ego_pose category attribute instance sample_annotation".split()
+# What is read of each table: how many numbers a field holds; 0: a word, -1: a list of words.
+WORD, WORDS = 0, -1
+TABLES: dict[str, dict[str, int]] = {
+    "scene": {"token": WORD, "name": WORD},
+    "sample": {"token": WORD, "timestamp": 1, "scene_token": WORD},
+    "sensor": {"token": WORD, "channel": WORD},
+    "calibrated_sensor": {"token": WORD, "sensor_token": WORD, "translation": 3, "rotation": 4},
+    "sample_data": {"token": WORD, "sample_token": WORD, "ego_pose_token": WORD, "calibrated_sensor_token": WORD, "timestamp": 1,
+                    "is_key_frame": 1, "filename": WORD, "prev": WORD},
+    "ego_pose": {"token": WORD, "translation": 3, "rotation": 4},
+    "category": {"token": WORD, "name": WORD}, "attribute": {"token": WORD, "name": WORD},
+    "instance": {"token": WORD, "category_token": WORD},
+    "sample_annotation": {"token": WORD, "sample_token": WORD, "instance_token": WORD, "attribute_tokens": WORDS,
+                          "translation": 3, "size": 3, "rotation": 4, "prev": WORD, "next": WORD,
+                          "num_lidar_pts": 1, "num_radar_pts": 1},
+}  # fmt: skip
 CACHE = "rdd-index.npz"  # beside the tables; may be deleted at any time
 FORMAT = "rdd-index 1"  # counted up when the columns change
-BLOCK = 1 << 26  # bytes of a table in memory at once
+BLOCK = 1 << 25  # bytes of a table that a process parses at once: ten times as many of memory
+PROCESSES = 4  # at most: of more each waits for the disk
 
 # The detection task's ten classes. Categories that are not here (animals, strollers, ...) are no class of it.
 CLASS_OF = {
@@ -180,64 +197,66 @@ def _own_splits(path: Path) -> dict[str, set[str]]:
 
 
 def _build(folder: Path) -> dict[str, np.ndarray]:
-    """Read and join the tables. One after the other, so that the memory of each is free before the next; but the labels
-    of a large version, half of the work, in a process of their own."""
+    """Read and join the tables; large ones in blocks, by some processes: parsing is nearly all of the work."""
+    collecting = gc.isenabled()
     gc.disable()  # millions of dicts that are no garbage: looking through them again and again takes a third of the time
     try:
-        scene, sample = _Table(folder, "scene", "token name"), _Table(folder, "sample", "token timestamp scene_token")
-        own = {"scene": scene.words("name"), "sample": sample.words("token"), "sample_scene": sample.join("scene_token", scene)}
-        if (folder / "sample_annotation.json").stat().st_size <= BLOCK:
-            return own | _scans(folder, sample) | _labels(folder, sample)
-        with ProcessPoolExecutor(1) as pool:  # which inherits the switched-off gc, or (spawn) is a little slower
-            labels = pool.submit(_labels, folder, sample)
-            return own | _scans(folder, sample) | labels.result()
+        if max((folder / f"{name}.json").stat().st_size for name in TABLES) <= BLOCK:
+            return _join(folder, map)
+        pool = ProcessPoolExecutor(min(PROCESSES, os.cpu_count() or 1), initializer=gc.disable)
+        try:
+            return _join(folder, pool.map)
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an error nobody waits for the other tables
     finally:
-        gc.enable()
+        if collecting:
+            gc.enable()
 
 
-def _scans(folder: Path, sample: "_Table") -> dict[str, np.ndarray]:
+def _join(folder: Path, run: Callable) -> dict[str, np.ndarray]:
+    scene, sample = _Table(folder, "scene"), _Table(folder, "sample")
+    sensor = _Table(folder, "sensor")
+    mounted = _Table(folder, "calibrated_sensor", map, "sensor_token", sensor["token"][sensor["channel"] == b"LIDAR_TOP"])
+    scan = _Table(folder, "sample_data", run, "calibrated_sensor_token", mounted["token"])
+    label = _Table(folder, "sample_annotation", run)  # from here on both are read in the background
+    ego = _Table(folder, "ego_pose", run, "token", scan["ego_pose_token"])
+    return {"scene": scene["name"], "sample": sample["token"], "sample_scene": sample.join("scene_token", scene),
+            **_labels(folder, sample, label), **_scans(sample, mounted, scan, ego)}  # fmt: skip
+
+
+def _scans(sample: "_Table", mounted: "_Table", scan: "_Table", ego: "_Table") -> dict[str, np.ndarray]:
     """Scans of LIDAR_TOP with their poses, and the one that is each sample's key frame."""
-    sensor = _Table(folder, "sensor", "token channel")
-    lidars = {token for token, channel in zip(sensor["token"], sensor["channel"]) if channel == "LIDAR_TOP"}
-    mounted = _Table(folder, "calibrated_sensor", "token sensor_token translation rotation", "sensor_token", lidars)
-    scan = _Table(folder, "sample_data", "token sample_token ego_pose_token calibrated_sensor_token timestamp is_key_frame "
-                  "filename prev", "calibrated_sensor_token", set(mounted["token"]))  # fmt: skip
-    ego = _Table(folder, "ego_pose", "token translation rotation", "token", set(scan["ego_pose_token"]))
-    pose = scan.join("ego_pose_token", ego)
+    pose, is_key = scan.join("ego_pose_token", ego), scan["is_key_frame"] != 0
     key = np.full(len(sample["token"]), -1)
-    is_key = np.array(scan["is_key_frame"], dtype=bool)
     key[scan.join("sample_token", sample)[is_key]] = np.flatnonzero(is_key)
     for i in np.flatnonzero(key < 0)[:1]:
-        raise InputError(f"{scan.path}: expected a key frame of LIDAR_TOP for every sample, found none for {sample['token'][i]}")
-    return {"key_scan": key, "scan_file": scan.words("filename"), "scan_time": scan.numbers("timestamp").astype(np.int64),
+        found = f"found none for {sample['token'][i].decode()}"
+        raise InputError(f"{scan.path}: expected a key frame of LIDAR_TOP for every sample, {found}")
+    return {"key_scan": key, "scan_file": scan["filename"], "scan_time": scan["timestamp"].astype(np.int64),
             "scan_prev": scan.join("prev", scan), "scan_sensor": scan.join("calibrated_sensor_token", mounted),
-            "sensor_translation": mounted.numbers("translation", 3), "sensor_rotation": mounted.numbers("rotation", 4),
-            "ego_translation": ego.numbers("translation", 3)[pose], "ego_rotation": ego.numbers("rotation", 4)[pose]}  # fmt: skip
+            "sensor_translation": mounted["translation"], "sensor_rotation": mounted["rotation"],
+            "ego_translation": ego["translation"][pose], "ego_rotation": ego["rotation"][pose]}  # fmt: skip
 
 
-def _labels(folder: Path, sample: "_Table") -> dict[str, np.ndarray]:
+def _labels(folder: Path, sample: "_Table", label: "_Table") -> dict[str, np.ndarray]:
     """Labels ordered by sample: those of sample s are the rows begin[s] .. begin[s + 1]."""
-    category, attribute = (_Table(folder, name, "token name") for name in ("category", "attribute"))
-    instance = _Table(folder, "instance", "token category_token")
-    category_of_instance = instance.join("category_token", category)
-    label = _Table(folder, "sample_annotation", "token sample_token instance_token attribute_tokens translation size rotation "
-                   "prev next num_lidar_pts num_radar_pts")  # fmt: skip
-    xyz, size, in_sample = label.numbers("translation", 3), label.numbers("size", 3), label.join("sample_token", sample)
+    category, attribute, instance = (_Table(folder, name) for name in ("category", "attribute", "instance"))
+    xyz, size, in_sample = label["translation"], label["size"], label.join("sample_token", sample)
     for i in np.flatnonzero((size <= 0).any(axis=1))[:1]:
-        raise InputError(f"{label.path}: {label['token'][i]}: expected a size above 0, found {label['size'][i]}")
-    label.values["first_attribute"] = [tokens[0] if tokens else "" for tokens in label["attribute_tokens"]]
-    attributes = label.join("first_attribute", attribute)
-    attributes[[len(tokens) > 1 for tokens in label["attribute_tokens"]]] = SEVERAL
-    time = 1e-6 * sample.numbers("timestamp")[in_sample]  # s; float64 as the devkit, for the limits' sake
-    columns = {"token": label.words("token"), "translation": xyz, "size": size, "rotation": label.numbers("rotation", 4),
+        raise InputError(f"{label.path}: {label['token'][i].decode()}: expected a size above 0, found {size[i].tolist()}")
+    words = [tokens.split() for tokens in label["attribute_tokens"].tolist()]
+    attributes = label.join("attribute_tokens", attribute, [tokens[0] if tokens else b"" for tokens in words])
+    attributes[[len(tokens) > 1 for tokens in words]] = SEVERAL
+    time = 1e-6 * sample["timestamp"][in_sample]  # s; float64 as the devkit, for the limits' sake
+    columns = {"token": label["token"], "translation": xyz, "size": size, "rotation": label["rotation"],
                "velocity": velocities(xyz, time, label.join("prev", label), label.join("next", label)),
-               "category": category_of_instance[label.join("instance_token", instance)], "attribute": attributes,
-               "lidar_points": label.numbers("num_lidar_pts").astype(np.int32),
-               "radar_points": label.numbers("num_radar_pts").astype(np.int32)}  # fmt: skip
+               "category": instance.join("category_token", category)[label.join("instance_token", instance)],
+               "attribute": attributes, "lidar_points": label["num_lidar_pts"].astype(np.int32),
+               "radar_points": label["num_radar_pts"].astype(np.int32)}  # fmt: skip
     order = np.argsort(in_sample, kind="stable")
     begin = np.searchsorted(in_sample[order], np.arange(len(sample["token"]) + 1))
     columns = {f"annotation_{name}": column[order] for name, column in columns.items()}
-    return columns | {"annotation_begin": begin, "category": category.words("name"), "attribute": attribute.words("name")}
+    return columns | {"annotation_begin": begin, "category": category["name"], "attribute": attribute["name"]}
 
 
 def velocities(xyz: np.ndarray, time: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -251,68 +270,101 @@ def velocities(xyz: np.ndarray, time: np.ndarray, before: np.ndarray, after: np.
 
 
 class _Table:
-    """Some fields of one table, a list each; with `key`, of the records whose `key` is one of `wanted` only."""
+    """The fields of TABLES[name] as columns: words (n,) UTF-8 bytes (a quarter of the memory of numpy's strings, and .npz
+    keeps them without pickle), lists of words joined by spaces, numbers (n, width) or, one in a field, (n,) float64.
+    With `key`, only the records whose `key` is one of `wanted`. `run` (a `map`) starts to read; the first use waits for it."""
 
-    def __init__(self, folder: Path, name: str, fields: str, key: str = "", wanted: Collection[str] = ()) -> None:
-        self.path = folder / f"{name}.json"
-        self.values: dict[str, list] = {field: [] for field in fields.split()}
-        records, wanted = [], frozenset(wanted)
+    def __init__(self, folder: Path, name: str, run: Callable = map, key: str = "", wanted: np.ndarray | None = None) -> None:
+        self.path, size = folder / f"{name}.json", (folder / f"{name}.json").stat().st_size
+        begins = range(0, max(size, 1), BLOCK)
+        self._parts = run(_read, *zip(*((self.path, begin, TABLES[name], key, wanted) for begin in begins)))
+
+    @cached_property
+    def columns(self) -> dict[str, np.ndarray]:
+        parts = list(self._parts)
+        return {field: np.concatenate([part[field] for part in parts]) for field in parts[0]}
+
+    @cached_property
+    def row(self) -> dict[bytes, int]:
+        return {token: i for i, token in enumerate(self["token"].tolist())}
+
+    def __getitem__(self, field: str) -> np.ndarray:
+        return self.columns[field]
+
+    def join(self, field: str, other: "_Table", tokens: list[bytes] | None = None) -> np.ndarray:
+        """Rows of `other` that the tokens in `field` (or given) name, int64; NONE for the empty token of prev, next and no
+        attribute."""
+        row = other.row | {b"": NONE} if field in ("prev", "next", "attribute_tokens") else other.row
+        tokens = self[field].tolist() if tokens is None else tokens
         try:
-            for records in self._records(key, {token.encode() for token in wanted}):
-                chosen = [record for record in records if not key or record[key] in wanted]
-                for field, values in self.values.items():
-                    values += [record[field] for record in chosen]
+            return np.array([row[token] for token in tokens], dtype=np.int64)
         except KeyError as error:
-            token = next(record.get("token", "?") for record in records if error.args[0] not in record)
-            raise InputError(f"{self.path}: {token}: expected a field {error.args[0]!r}, found none") from None
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise InputError(f"{self.path}: expected a JSON list of flat records, found something else ({error})") from None
-        self.row = {token: i for i, token in enumerate(self["token"])}
+            here, found = self["token"][tokens.index(error.args[0])].decode(), error.args[0].decode()
+            raise InputError(f"{self.path}: {here}: expected {field} of {other.path.name}, found {found!r}") from None
 
-    def _records(self, key: str, wanted: set[bytes]) -> Iterator[list[dict]]:
-        """A small table comes at once; a large one in blocks, cut at the closing braces: no table that grows large has
-        braces in its strings. There, records that are not wanted are left out before they are parsed."""
-        if self.path.stat().st_size <= BLOCK:
-            return (yield json.loads(self.path.read_bytes()))
-        pattern, rest = re.compile(rb'"%s"\s*:\s*"([^"]*)"' % key.encode()), b""
-        with self.path.open("rb") as file:
-            while block := file.read(BLOCK):
-                *texts, rest = (rest + block).split(b"}")
-                if key:
-                    texts = [text for text in texts if (match := pattern.search(text)) and match[1] in wanted]
-                yield json.loads(b"[" + b"}".join([*texts, b""]).lstrip(b"[, \r\n\t") + b"]")
-        if rest.strip() != b"]":
-            raise ValueError("the end is missing")
 
-    def __getitem__(self, field: str) -> list:
-        return self.values[field]
+def _read(path: Path, begin: int, fields: dict[str, int], key: str, wanted: np.ndarray | None) -> dict[str, np.ndarray]:
+    """The columns of the records that begin in the BLOCK bytes from `begin`. Raises InputError naming file and record."""
+    try:
+        chosen = frozenset(wanted.tolist()) if wanted is not None else frozenset()
+        records = _parse(path, begin, key, chosen)
+        if key:
+            records = [record for record, word in zip(records, _column(path, key, WORD, records).tolist()) if word in chosen]
+        return {field: _column(path, field, width, records) for field, width in fields.items()}
+    except InputError:
+        raise
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: expected a JSON list of flat records, found something else ({error})") from None
 
-    def join(self, field: str, other: "_Table") -> np.ndarray:
-        """Rows of `other` that the tokens in `field` name, int64; -1 for the empty token of prev, next and no attribute."""
-        row = other.row | {"": NONE} if field in ("prev", "next", "first_attribute") else other.row
-        try:
-            return np.array([row[token] for token in self[field]], dtype=np.int64)
-        except KeyError as error:
-            token = self["token"][self[field].index(error.args[0])]
-            raise InputError(f"{self.path}: {token}: expected {field} of {other.path.name}, found {error.args[0]!r}") from None
 
-    def numbers(self, field: str, width: int = 1) -> np.ndarray:
-        """(n, width) float64, (n,) for width 1; an InputError names the record whose numbers are others or not finite."""
-        try:
-            array = np.array(self[field], dtype=np.float64).reshape(len(self["token"]), width)
-        except (ValueError, TypeError):
-            array = np.array([[np.nan]])
-        if np.isfinite(array).all():
-            return array if width > 1 else array[:, 0]
-        for token, value in zip(self["token"], self[field]):  # slowly, to find the first one
-            with suppress(ValueError, TypeError):
-                if np.isfinite(np.array(value, dtype=np.float64).reshape(width)).all():
-                    continue
-            raise InputError(f"{self.path}: {token}: expected {field} of {width} finite numbers, found {value}")
+def _parse(path: Path, begin: int, key: str, wanted: frozenset[bytes]) -> list[dict]:
+    """A small table comes at once. A block of a large one is cut behind closing braces, as no table that grows large has
+    braces in its strings; there, records that are not wanted are left out before they are parsed."""
+    size = path.stat().st_size
+    if size <= BLOCK:
+        return json.loads(path.read_bytes())
+    with path.open("rb") as file:
+        file.seek(begin)
+        text = file.read(BLOCK)
+        while (brace := (more := file.read(4096)).find(b"}")) < 0 and more:  # the last record ends in the next block
+            text += more
+    text += more[: brace + 1]
+    text = text[text.find(b"}") + 1 if begin else 0 :]  # the first one is the block's before: it looked for a brace, too
+    *records, rest = text.split(b"}")
+    if begin + BLOCK >= size and rest.strip() != b"]":
+        raise ValueError("the end is missing")
+    if key:
+        pattern = re.compile(rb'"%s"\s*:\s*"([^"]*)"' % key.encode())
+        records = [text for text in records if (match := pattern.search(text)) and match[1] in wanted]
+    return json.loads(b"[" + b"}".join([*records, b""]).lstrip(b"[, \r\n\t") + b"]")
 
-    def words(self, field: str) -> np.ndarray:
-        """(n,) UTF-8 bytes: a quarter of the memory of numpy's strings, and .npz keeps them without pickle."""
-        return np.array([word.encode() for word in self[field]], dtype=np.bytes_)
+
+def _column(path: Path, field: str, width: int, records: list[dict]) -> np.ndarray:
+    """One field of all records; an InputError names the first record whose value is no word, or not `width` finite numbers."""
+    try:
+        values = [record[field] for record in records]
+    except KeyError:
+        token = next(record.get("token", "?") for record in records if field not in record)
+        raise InputError(f"{path}: {token}: expected a field {field!r}, found none") from None
+    if width <= 0:
+        good = [type(value) is (str if width == WORD else list) for value in values]
+        if not all(good):
+            i = good.index(False)
+            expected = "a text" if width == WORD else "a list"
+            raise InputError(f"{path}: {records[i].get('token', '?')}: expected {expected} as {field}, found {values[i]}")
+        return np.array([(value if width == WORD else " ".join(value)).encode() for value in values], dtype=np.bytes_)
+    try:
+        array = np.array(values, dtype=np.float64).reshape(len(values), width)
+    except (ValueError, TypeError):
+        array = np.array([[np.nan]])
+    if np.isfinite(array).all():
+        return array if width > 1 else array[:, 0]
+    for record, value in zip(records, values):  # slowly, to find the first one
+        with suppress(ValueError, TypeError):
+            if np.isfinite(np.array(value, dtype=np.float64).reshape(width)).all():
+                continue
+        raise InputError(f"{path}: {record.get('token', '?')}: expected {field} of {width} finite numbers, found {value}")
+    raise ValueError(field)
 
 
 def _load(path: Path, stamp: np.ndarray) -> dict[str, np.ndarray] | None:

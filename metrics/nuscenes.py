@@ -22,6 +22,7 @@ import gc
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -227,10 +228,11 @@ def _demand(good: Any, values: Any, expected: str, where: Callable[[int], str]) 
 
 def _numbers(values: list, n: int, what: str, where: Callable[[int], str]) -> np.ndarray:
     """Rows of n numbers each -> (D, n). Finite ones, but a velocity may be NaN."""
-    floats = frozenset([float])
-    good = [type(row) is list and len(row) == n and floats.issuperset(map(type, row)) for row in values]
-    _demand(good, values, f"{n} number{'s' * (n > 1)} as {what}", where)
-    numbers = np.array(values, dtype=float)
+    flat = list(chain.from_iterable(values)) if set(map(type, values)) == {list} and set(map(len, values)) == {n} else [None]
+    if set(map(type, flat)) != {float}:  # slowly, to find the first one
+        good = [type(row) is list and len(row) == n and {float}.issuperset(map(type, row)) for row in values]
+        _demand(good, values, f"{n} number{'s' * (n > 1)} as {what}", where)
+    numbers = np.array(flat, dtype=float).reshape(-1, n)
     fine = ~np.isinf(numbers) if what == "velocity" else np.isfinite(numbers)
     _demand(fine.all(axis=1), numbers, f"a finite {what}", where)
     return numbers
