@@ -119,7 +119,7 @@ def resampled(dataset: "Kitti | NuScenes", found: dict[str, tuple], cfg: Config,
 
     import numpy as np
 
-    if cfg.data == "nuscenes":
+    if cfg.layout == "nuscenes":
         from metrics.nuscenes import curves, draw_samples, load, nothing_found, summary
 
         group = dataset.scenes()

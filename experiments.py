@@ -42,10 +42,11 @@ class Suite:
     equal_time: bool = True  # also the student alone for the time of each variant
 
 
+DEMO = {ALONE: {"method": "none"}, "rdd": {"method": "rdd"}}
 SUITES = {
-    "demo": Suite("sim", (("cp-voxel-cpu", "cp-voxel-xxs-cpu"),), {ALONE: {"method": "none"}, "rdd": {"method": "rdd"}},
-                  {"": 1}, {}),
-}  # fmt: skip
+    "demo": Suite("sim", (("cp-voxel-cpu", "cp-voxel-xxs-cpu"),), DEMO, {"": 1}, {}),
+    "demo-nuscenes": Suite("sim-nuscenes", (("cp-voxel-cpu", "cp-voxel-xxs-cpu"),), DEMO, {"": 1}, {}),
+}
 
 
 @dataclass(frozen=True)

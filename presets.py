@@ -128,7 +128,8 @@ def cp_voxel_cpu(data: str = "kitti") -> Config:
               "residual": False, "down_kernel": 2, "bev_layers": (3, 3), "bev_channels": (48, 96), "up_channels": (48, 48),
               "head_channels": 32, "rotation": 0.2, "epochs": 8, "batch_size": 2, "eval_every": 4}  # fmt: skip
     if data == "nuscenes":  # 256 x 256 voxels as for KITTI: a BEV of 64 x 64 cells
-        return Config(**{**NUSCENES, **common, "paste": (0,) * 10, "balance": False, "sweeps": 3, "lr": 3e-3},
+        return Config(**{**NUSCENES, **common, "paste": (0,) * 10, "balance": False, "sweeps": 3, "lr": 3e-3, "epochs": 4,
+                         "eval_every": 2},
                       point_range=(-38.4, -38.4, -5.0, 38.4, 38.4, 3.0), voxel_size=(0.3, 0.3, 0.4))  # fmt: skip
     _check_data("cp-voxel-cpu", data, KITTI)
     return Config(**common, point_range=(0.0, -25.6, -3.0, 51.2, 25.6, 1.0), voxel_size=(0.2, 0.2, 0.2), paste=(0, 0, 0))

@@ -100,15 +100,13 @@ class Tables:
         self._row = {token: i for i, token in enumerate(self.samples)}
 
     def split(self, name: str) -> list[str]:
-        """Sample tokens of train, val, test, mini_train, mini_val or all, in the order of the table. A file ROOT/splits.json,
-        {split: [scene names]}, goes before the official lists."""
+        """Sample tokens of train, val, test, mini_train, mini_val or all, in the order of the table. Own splits are files
+        {split: [scene names]}: VERSION/splits.json, where the devkit looks for names that are not official, and
+        ROOT/splits.json, which goes before the official lists too."""
         path = self.root / "splits.json"
-        try:
-            own = {key: set(scenes) for key, scenes in json.loads(path.read_bytes()).items()} if path.is_file() else {}
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise InputError(f"{path}: expected {{split: [scene names]}}, found something else ({error})") from None
-        every = set(self._scenes)
-        known = SCENES | {"train": every - SCENES["val"], "test": every, "all": every} | own
+        own, every = _own_splits(path), set(self._scenes)
+        official = SCENES | {"train": every - SCENES["val"], "test": every, "all": every}
+        known = _own_splits(self.folder / path.name) | official | own
         if name not in known:
             raise InputError(f"expected a split, found {name!r}{did_you_mean(name, known)}")
         if name in VERSION_OF and name not in own and not self.version.endswith(VERSION_OF[name]):
@@ -171,6 +169,14 @@ class Tables:
         if token not in self._row:
             raise InputError(f"{self.folder / 'sample.json'}: expected a sample {token!r}, found none")
         return self._row[token]
+
+
+def _own_splits(path: Path) -> dict[str, set[str]]:
+    """{split: scene names} of a splits.json; none without the file."""
+    try:
+        return {key: set(scenes) for key, scenes in json.loads(path.read_bytes()).items()} if path.is_file() else {}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: expected {{split: [scene names]}}, found something else ({error})") from None
 
 
 def _build(folder: Path) -> dict[str, np.ndarray]:

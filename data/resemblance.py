@@ -1,9 +1,10 @@
 """Does the simulator look like the sensor? Statistics of simulated and of real frames: a table and a picture.
 
-    python -m data.simulate compare --root data/simulated --real /data/kitti --out figure.png
+    python -m data.simulate compare --root datasets/sim-kitti --real /data/kitti --out figure.png
+    python -m data.simulate compare --root datasets/sim-nuscenes --real /data/nuscenes               the table alone
 
-Both sets go through the official loader and are cropped to the image, so whole turns and camera sectors
-compare alike. Of the real frames only statistics are shown. (reads after: simulate.py)
+Both sets go through the official loader. KITTI's frames are cropped to the image, so whole turns and camera sectors compare
+alike; of nuScenes, key frames without sweeps. Of the real frames only statistics are shown. (reads after: simulate.py)
 """
 
 from pathlib import Path
@@ -12,6 +13,8 @@ import numpy as np
 
 from cli import ArgumentParser, InputError
 from data.kitti import Kitti
+from data.nuscenes import NuScenes
+from data.nuscenes_tables import CLASS_OF, Tables
 from data.scanner import HDL64E
 
 CLASSES = ("Car", "Pedestrian", "Cyclist")
@@ -108,11 +111,12 @@ def rows(m: dict) -> dict[str, str]:
 
 def table(simulated: dict, real: dict) -> str:
     """A markdown table of both sets."""
+    return table_of(rows(simulated), rows(real))
+
+
+def table_of(simulated: dict[str, str], real: dict[str, str]) -> str:
     lines = ["| statistic | simulated | real |", "|---|---|---|"]
-    other = rows(real)
-    return "\n".join(
-        lines + [f"| {name} | {value} | {other.get(name, '0')} |" for name, value in rows(simulated).items()]
-    )
+    return "\n".join(lines + [f"| {name} | {value} | {real.get(name, '0')} |" for name, value in simulated.items()])
 
 
 # What no statistic here shows, or what the numbers cannot say by themselves
@@ -180,18 +184,68 @@ def figure(simulated: dict, real: dict, path: str | Path) -> None:
     plt.close(fig)
 
 
+# ------------------------------------------------------------------ nuScenes
+
+
+def nuscenes_rows(root: str | Path, most: int = 200) -> dict[str, str]:
+    """The lines of the table for a nuScenes root, of up to `most` key frames spread over it.
+
+    Raises InputError if the root holds no tables, or not the clouds.
+    """
+    found = sorted(path.parent.name for path in Path(root).glob("v1.0-*/sample.json"))
+    if not found:
+        raise InputError(f"{root}: expected a KITTI or a nuScenes root, found neither")
+    ids = Tables(root, found[0]).split("all")
+    dataset = NuScenes(root, found[0], "all", sweeps=1, frames=ids[:: max(1, len(ids) // most)])
+    of_points: dict[str, list] = {}
+    objects: dict[str, list] = {name: [] for name in dict.fromkeys(CLASS_OF.values())}
+    for i, id in enumerate(dataset.ids):
+        points = dataset[i].points
+        distance = np.linalg.norm(points[:, :3], axis=1)
+        outside = distance > 2.5  # nearer are silent rays and the vehicle itself
+        elevation = np.degrees(np.arcsin(points[outside, 2] / distance[outside]))
+        values = {"points and silent rays of a turn": len(points), "no echo (nearer than 0.6 m)": (distance < 0.6).sum(),
+                  "on the vehicle itself (0.6 to 2.5 m)": ((distance >= 0.6) & ~outside).sum()}  # fmt: skip
+        for low, high in ((-31.5, -20.5), (-20.5, -10), (-10, 0.6), (0.6, 11)):
+            values[f"of beams at {low:g} .. {high:g} degrees"] = ((elevation > low) & (elevation <= high)).sum()
+        for low, high in ((2.5, 5), (5, 10), (10, 20), (20, 40), (40, 110)):
+            share_of = ((distance > low) & (distance <= high)).sum() / outside.sum()
+            values[f"at {low:g}-{high:g} m, % of those beyond 2.5 m"] = 100 * share_of
+        for percent in (5, 25, 50, 75, 95):
+            values[f"intensity, {percent}th percentile"] = np.percentile(points[outside, 3], percent)
+        for name, value in values.items():
+            of_points.setdefault(name, []).append(value)
+        for label, box in zip((a for a in dataset.tables.annotations(id) if a.name and a.lidar_points), dataset.boxes(i)[0]):
+            objects[label.name].append((float(np.hypot(*box[:2])), label.lidar_points))
+    out = {"key frames": str(len(dataset))} | {name: f"{np.mean(v):.0f}" for name, v in of_points.items()}
+    for name, seen in objects.items():
+        out[f"{name} a frame"] = f"{len(seen) / len(dataset):.1f}"
+    for name in ("car", "truck", "pedestrian", "barrier", "traffic_cone"):
+        distance, points = np.array(objects[name]).reshape(-1, 2).T
+        for low, high in ((0, 15), (15, 30), (30, 50)):
+            here = points[(distance >= low) & (distance < high)]
+            middle = f"{np.median(here):.0f}" if len(here) else "-"
+            out[f"points on a {name} at {low}-{high} m, median (n)"] = f"{middle} ({len(here)})"
+    return out
+
+
 def compare_main(arguments: list[str]) -> None:
     """The command line of `python -m data.simulate compare`."""
     parser = ArgumentParser(prog="python -m data.simulate compare", description=__doc__)
-    parser.add_argument("--root", required=True, help="simulated KITTI root")
-    parser.add_argument("--real", required=True, help="real KITTI root")
-    parser.add_argument("--out", required=True, help="the picture, .png")
+    parser.add_argument("--root", required=True, help="simulated KITTI or nuScenes root")
+    parser.add_argument("--real", required=True, help="real root of the same layout")
+    parser.add_argument("--out", default="", help="the picture, .png (KITTI; default: none)")
     parser.add_argument("--frames", nargs="+", default=[], help="real frames (default: all that are there)")
     given = parser.parse_args(arguments)
+    if not (Path(given.root) / "training").is_dir():
+        if given.out:
+            raise InputError(f"--out: expected a simulated KITTI root for a picture, found {given.root}")
+        return print(table_of(nuscenes_rows(given.root), nuscenes_rows(given.real)))
     found = sorted(path.stem for path in (Path(given.real) / "training" / "velodyne").glob("*.bin"))
     if not found and not given.frames:
         raise InputError(f"{given.real}: expected frames in training/velodyne, found none")
     simulated = measure(Kitti(given.root, "trainval"))
     real = measure(Kitti(given.real, "trainval", frames=given.frames or found))
     print(f"{table(simulated, real)}\n\n{mismatches(simulated, real)}\n\n{KNOWN}")
-    figure(simulated, real, given.out)
+    if given.out:
+        figure(simulated, real, given.out)

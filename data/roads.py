@@ -57,12 +57,12 @@ def furnish(road: Road) -> Builder:
     builder = Builder(road.ground, rng, SIZES, SHAPES)
     if road.crossing is not None:  # kept free until everything stands
         x, y, yaw = road.ground.from_road(road.crossing, 0.0)
-        side_road = (x, y, 180.0, 9.5, road.ground.heading + math.pi / 2)
+        side_road = (x, y, 300.0, 9.5, road.ground.heading + math.pi / 2)
         builder.footprints.append(side_road)
     stretch = (road.high - road.low) / 123  # rates are those of KITTI's scenes, which are 123 m long
     for side in (-1, 1):
         add_parked(builder, road, side)
-        if rng.random() < 0.3:
+        if rng.random() < 0.45:
             add_works(builder, road, side)
         if rng.random() < 0.45:  # a row of barriers along the kerb
             u = rng.uniform(road.low + 20, road.high - 40)

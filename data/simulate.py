@@ -22,10 +22,15 @@ from pathlib import Path
 from cli import ArgumentParser, InputError, run_cli
 
 
-def write_text(path: Path, text: str) -> None:
-    passing = path.with_name(path.name + ".tmp")
-    passing.write_text(text, encoding="utf-8")
+def write_bytes(path: Path, content: bytes) -> None:
+    """A whole file or none: first under a name of this process's own: a killed parent's workers may still be writing."""
+    passing = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    passing.write_bytes(content)
     os.replace(passing, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
 
 
 def check_settings(out: Path, settings: dict) -> None:

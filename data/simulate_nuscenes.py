@@ -21,6 +21,7 @@ import os
 import re
 import struct
 import zlib
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from data.nuscenes import MOVING, quaternion_product, rotation_matrix
 from data.nuscenes_tables import SCENES
 from data.scanner import HDL32E, Pose, scan
 from data.scenes import Scene
-from data.simulate import begin, run, write_text
+from data.simulate import begin, run, write_bytes, write_text
 from data.traffic import STEP, World, make_world
 
 VERSION = 1  # raised whenever the same settings give other files
@@ -46,7 +47,7 @@ TRAIN = (  # the numbers of the official training scenes
     "224-264 283-306 315-318 321 323-324 328 347-386 388-403 405-408 410-459 461-465 467-469 471-472 474-480 499-502 504-515 "
     "517-518 525-539 541-546 566 568 570-578 580 582-600 639-679 681 683-689 695-698 700-701 703-719 726-728 730-731 733-741 "
     "744 746-747 749-752 757-765 767-769 786-787 789-792 803-806 808-813 815-817 819-822 847-856 858 860-866 868-873 875-878 "
-    "880 882-903 945 947 949 952-953 955-961 975-984 988-992 994-1025 1044-1058 1074-1102 1104-1110 575"
+    "880 882-903 945 947 949 952-953 955-961 975-984 988-992 994-1025 1044-1058 1074-1102 1104-1110"
 )
 CATEGORIES = (
     "human.pedestrian.adult human.pedestrian.child human.pedestrian.wheelchair human.pedestrian.stroller "
@@ -248,12 +249,6 @@ def chain(records: list[dict]) -> None:
 # ------------------------------------------------------------------ the set on the disk
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    passing = path.with_name(path.name + ".tmp")
-    passing.write_bytes(content)
-    os.replace(passing, path)
-
-
 def blank_map(side: int) -> bytes:
     """A PNG of side x side black pixels, 8 bits each: to the devkit, 0.1 m of no drivable surface."""
     def chunk(kind: bytes, body: bytes) -> bytes:
@@ -275,18 +270,31 @@ def is_complete(out: Path, name: str) -> bool:
 
 
 def write_tables(out: Path, names: list[str]) -> None:
-    """Join the scenes' shares; the table of scenes, by which a complete set is known, comes last."""
-    parts = [json.loads((out / "parts" / f"{name}.json").read_bytes()) for name in names]
-    tables = {table: [row for part in parts for row in part[table]] for table in parts[0]}
-    tables["category"] = [{"token": token("category", name), "name": name, "description": ""} for name in CATEGORIES]
-    tables["attribute"] = [{"token": token("attribute", name), "name": name, "description": ""} for name in ATTRIBUTES]
-    tables["visibility"] = [{"token": str(k), "level": level, "description": ""} for k, level in enumerate(LEVELS, 1)]
-    tables["sensor"] = [{"token": token("sensor", CHANNEL), "channel": CHANNEL, "modality": "lidar"}]
-    tables["map"] = [{"token": token("map"), "log_tokens": [row["token"] for row in tables["log"]], "category": "semantic_prior",
-                      "filename": "maps/blank.png"}]  # fmt: skip
+    """Join the scenes' shares, one after the other; the table of scenes, by which a complete set is known, comes last."""
+    logs = [{"token": token("map"), "log_tokens": [], "category": "semantic_prior", "filename": "maps/blank.png"}]
+    common = {
+        "category": [{"token": token("category", name), "name": name, "description": ""} for name in CATEGORIES],
+        "attribute": [{"token": token("attribute", name), "name": name, "description": ""} for name in ATTRIBUTES],
+        "visibility": [{"token": str(k), "level": level, "description": ""} for k, level in enumerate(LEVELS, 1)],
+        "sensor": [{"token": token("sensor", CHANNEL), "channel": CHANNEL, "modality": "lidar"}], "map": logs}  # fmt: skip
     write_bytes(out / "maps" / "blank.png", blank_map(10 * MAP))
-    for table in sorted(tables, key=lambda table: table == "scene"):
-        write_text(out / TABLES / f"{table}.json", json.dumps(tables[table], indent=0))
+    with ExitStack() as stack:
+        files, before = {}, {}
+        for name in names:
+            for table, rows in json.loads((out / "parts" / f"{name}.json").read_bytes()).items():
+                if table not in files:
+                    files[table] = stack.enter_context(open(out / TABLES / f"{table}.json.tmp", "w", encoding="utf-8"))
+                    before[table] = "[\n"
+                for row in rows:
+                    files[table].write(before[table] + json.dumps(row))
+                    before[table] = ",\n"
+                logs[0]["log_tokens"] += [row["token"] for row in rows if table == "log"]
+        for table, file in files.items():
+            file.write("[]\n" if before[table] == "[\n" else "\n]\n")
+    for table, rows in common.items():
+        write_text(out / TABLES / f"{table}.json", json.dumps(rows, indent=0))
+    for table in sorted(files, key=lambda table: table == "scene"):
+        os.replace(out / TABLES / f"{table}.json.tmp", out / TABLES / f"{table}.json")
 
 
 def simulate_nuscenes(out: str | Path, train: int = 24, val: int = 8, seed: int = 0, workers: int = 0, sweeps: int = 2,
@@ -309,5 +317,7 @@ def simulate_nuscenes(out: str | Path, train: int = 24, val: int = 8, seed: int 
              if not is_complete(out, name)]  # fmt: skip
     run(write_scene, tasks, workers, len(every), "scene" if progress else "")
     if tasks or not (out / TABLES / "scene.json").is_file():
+        for leftover in out.rglob("*.tmp"):  # of a run that was killed
+            leftover.unlink(missing_ok=True)
         write_tables(out, every)
     return out

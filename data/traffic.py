@@ -1,9 +1,9 @@
 """Traffic: a street in which time passes.   (after: roads.py; next: simulate_nuscenes.py)
 
-`make_world` furnishes a stretch of road and lets traffic loose on it: the car that carries the sensor (the
-ego), others in lanes, crossing and turning, cyclists, people. Everybody has a path and goes along it as fast as it likes and the
-way ahead allows: one brakes for what stands or moves within the strip that one is about to sweep, those who cross or turn also
-for where others will be within two seconds, and before a red light. Who touches somebody all the same is taken out of the world.
+`make_world` furnishes a stretch of road and lets traffic loose on it: the car that carries the sensor (the ego), others in lanes,
+crossing and turning, cyclists, people. Everybody has a path and goes along it as fast as it likes and the way ahead allows: one
+brakes for what stands or moves within the strip that one is about to sweep, those who cross or turn also for where others will be
+within two seconds, before a red light and at the end of the path. Who touches somebody all the same is taken out of the world.
 `World.scene(step)` is what a scanner can see 20 times a second. Frame: that of the street, z up, metres, seconds.
 dims: T steps · M movers (0 is the ego) · K places ahead of a mover · S objects that never move
 """
@@ -20,6 +20,7 @@ from data.shapes_nuscenes import SHAPES, SIZES, ego
 
 STEP = 0.05  # s, a turn of the scanner
 WARM_UP = 60  # steps before the first that counts: queues have formed by then
+FAR = 140.0  # m, how far the side roads go
 EGO = (4.08, 1.73, 1.56)  # m
 MAIN, SIDE, FOOT = 2, 1, 0  # who gives way to whom
 
@@ -86,6 +87,7 @@ def lane_path(road: Road, d: float, forward: bool) -> Path:
 
 
 def lane_user(rng: np.random.Generator) -> str:
+    """Who drives in a lane."""
     kinds = ("vehicle.car", "vehicle.truck", "vehicle.bus.rigid", "vehicle.bus.bendy", "with_rider.vehicle.motorcycle",
              "vehicle.construction")  # fmt: skip
     return str(rng.choice(kinds, p=(0.68, 0.13, 0.06, 0.03, 0.08, 0.02)))
@@ -120,21 +122,17 @@ def add_towed(movers: list[Mover], road: Road, standing: np.ndarray, name: str) 
 def add_lanes(movers: list[Mover], road: Road, standing: np.ndarray) -> None:
     """Both directions, lane by lane, with gaps between the vehicles; cyclists beside them."""
     rng, street = road.rng, road.street
-    light = road.crossing
     for forward in (True, False):
         for lane in range(road.lanes):
             path = lane_path(road, (-1 if forward else 1) * (lane + 0.5) * road.lane, forward)
             start = road.low if forward else road.high + 40  # u where the path begins
-            stops = (math.inf, 0.0)
-            if light is not None:
-                stops = (abs(light - start) - 7.0, road.red_until)
+            stops = (math.inf, 0.0) if road.crossing is None else (abs(road.crossing - start) - 7.0, road.red_until)
             s = rng.uniform(0, 30)
             while s < path.s[-1] - 10:
                 name = lane_user(rng)
-                rank = MAIN
                 wanted = rng.uniform(4, 13) if rng.random() < 0.9 else rng.uniform(0, 2)
                 bus_stop = (s + rng.uniform(10, 60), 99.0) if "bus" in name and rng.random() < 0.5 else stops
-                if add_mover(movers, road, standing, name, path, s, wanted, rank, bus_stop):
+                if add_mover(movers, road, standing, name, path, s, wanted, MAIN, bus_stop):
                     if name == "vehicle.bus.bendy":
                         add_towed(movers, road, standing, name)
                     elif name == "vehicle.truck" and rng.random() < 0.35:
@@ -148,22 +146,24 @@ def add_lanes(movers: list[Mover], road: Road, standing: np.ndarray) -> None:
 
 def side_path(road: Road, turn: int, mirrored: bool) -> Path:
     """Across the main road at the crossing (turn 0), or from it to the right (-1) or left (1); mirrored: the other way."""
-    far, shift = 75.0, 1.9
+    shift = 1.9  # m from the side road's middle
     if turn == 0:
-        d = np.arange(-far, far, 1.0)
+        d = np.arange(-FAR, FAR, 1.0)
         u = np.full(len(d), shift)
     else:
         lane = -0.5 * road.lane if turn > 0 else -(road.lanes - 0.5) * road.lane
         radius, u_end = (6.0, shift) if turn > 0 else (4.5, -shift)
         angle = np.linspace(0, np.pi / 2, 14)
-        u = np.r_[np.arange(-60, u_end - radius, 1.0), u_end - radius + radius * np.sin(angle), np.full(60, u_end)]
+        u = np.r_[np.arange(-60, u_end - radius, 1.0), u_end - radius + radius * np.sin(angle), np.full(int(FAR), u_end)]
         arc = lane + turn * radius * (1 - np.cos(angle))
-        d = np.r_[np.full(len(u) - 74, lane), arc, lane + turn * (radius + np.arange(1, 61))]
+        beyond = lane + turn * (radius + np.arange(1, FAR + 1))
+        d = np.r_[np.full(len(u) - len(arc) - len(beyond), lane), arc, beyond]
     sign = -1 if mirrored else 1
     return Path(road.ground, road.crossing + sign * u, sign * d)
 
 
 def add_crossing(movers: list[Mover], road: Road, standing: np.ndarray) -> None:
+    """Who crosses the main road, or leaves it, at the crossing."""
     rng = road.rng
     for _ in range(rng.poisson(7)):
         turn, mirrored = int(rng.choice([0, 0, -1, 1])), rng.random() < 0.5
@@ -172,8 +172,9 @@ def add_crossing(movers: list[Mover], road: Road, standing: np.ndarray) -> None:
                               p=(0.72, 0.08, 0.08, 0.12)))  # fmt: skip
         stops = (math.inf, 0.0)
         if turn == 0 and road.red_until == 0:  # the side road waits
-            stops = (75 - road.ground.half_road - 2.0, rng.uniform(0, 20))
-        add_mover(movers, road, standing, name, path, rng.uniform(0, 70), rng.uniform(3, 8), SIDE, stops, sweep=60)
+            stops = (FAR - road.ground.half_road - 2.0, rng.uniform(0, 20))
+        s = rng.uniform(0, 70) + (0 if turn else FAR - 75)
+        add_mover(movers, road, standing, name, path, s, rng.uniform(3, 8), SIDE, stops, sweep=60)
 
 
 def add_walkers(movers: list[Mover], road: Road, standing: np.ndarray, stretch: float) -> None:
@@ -197,10 +198,12 @@ def add_walkers(movers: list[Mover], road: Road, standing: np.ndarray, stretch: 
 
 
 def drive(movers: list[Mover], steps: int, ahead: int = 16) -> np.ndarray:
-    """Let everybody move for a number of steps: (T, M, 4) x, y, yaw, speed."""
+    """Let everybody move for a number of steps: (T, M, 4) x, y, yaw, speed. One looks at `ahead` places of the own path, as far
+    as one needs for braking gently, and keeps a speed from which the free part of it is enough to stop at 2.5 m/s²."""
     size = np.array([m.size for m in movers])
     half, width = size[:, 0] / 2, size[:, 1]
     rank, group = np.array([m.rank for m in movers]), np.array([m.group for m in movers])
+    ends = np.array([m.path.s[-1] for m in movers])
     wish, stop_at = np.array([m.wanted for m in movers]), np.array([m.stops for m in movers])
     towed = [(k, m.towed_by, movers[m.towed_by].s - m.s) for k, m in enumerate(movers) if m.towed_by >= 0]
     s, v = np.array([m.s for m in movers]), wish.copy()
@@ -222,10 +225,12 @@ def drive(movers: list[Mover], steps: int, ahead: int = 16) -> np.ndarray:
             blocked |= (along & across & pairs[:, None]).any(-1)
         room = np.where(blocked.any(1), reach[np.arange(len(s)), blocked.argmax(1)] - reach[:, 0] / 2 - keep, 1e3)
         light = stop_at[:, 0] - s - half
+        room = np.minimum(room, ends - s)
         room = np.where((t * STEP < stop_at[:, 1]) & (light > -0.5), np.minimum(room, light), room)
         pace = wish * (1 + 0.2 * np.sin(0.6 * t * STEP + np.arange(len(s))))
         target = np.minimum(pace, np.sqrt(5 * np.maximum(room, 0)))
         v = np.maximum(np.clip(target, v - 8 * STEP, v + 1.6 * STEP), 0)
+        v = np.minimum(v, (ends - s) / STEP)
         s = s + v * STEP
         for k, leader, back in towed:
             s[k], v[k] = s[leader] - back, v[leader]

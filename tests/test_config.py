@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -60,11 +60,17 @@ def test_a_preset_is_made_for_its_data_set_and_refuses_others(name):
     for data in ("sim", "kitti", "nuscenes"):
         if data in made_for:
             cfg = preset(name, data)
-            assert (cfg.data == "nuscenes") == (data == "nuscenes") and cfg.preset == name
+            assert (cfg.data == "nuscenes") == (data == "nuscenes") == (cfg.layout == "nuscenes") and cfg.preset == name
         else:
             with pytest.raises(InputError, match=f"not for {data}") as error:
                 preset(name, data)
             assert "\n" not in str(error.value)
+    if "nuscenes" in made_for:  # the simulated set: the same but for its name
+        simulated = preset(name, "sim-nuscenes")
+        assert simulated.layout == "nuscenes" and replace(simulated, data="nuscenes") == preset(name, "nuscenes")
+    else:
+        with pytest.raises(InputError, match="not for nuscenes"):
+            preset(name, "sim-nuscenes")
 
 
 def test_nuscenes_presets_have_ten_classes_in_six_tasks_and_velocities():

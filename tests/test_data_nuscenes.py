@@ -220,6 +220,10 @@ def test_splits_are_the_official_ones(root, tables):
     assert found.split("train") == [f"sample-1-{k}" for k in range(2)]
     (root / "splits.json").write_text(json.dumps({"val": ["scene-0061"], "mine": ["scene-0061", "scene-0103"]}))
     assert found.split("val") == [f"sample-1-{k}" for k in range(2)] and len(found.split("mine")) == 7
+    (root / "splits.json").unlink()  # the devkit's own place: for other names than the official ones only
+    (root / "v1.0-trainval" / "splits.json").write_text(json.dumps({"val": ["scene-0061"], "theirs": ["scene-0061"]}))
+    assert found.split("val") == [f"sample-0-{k}" for k in range(5)]
+    assert found.split("theirs") == [f"sample-1-{k}" for k in range(2)]
 
 
 def test_large_tables_are_read_in_blocks_with_the_same_result(root, monkeypatch):

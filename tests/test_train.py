@@ -295,6 +295,32 @@ def test_what_stands_in_the_way_is_found_before_a_teacher_is_trained(root, tmp_p
         train(config(root), tmp_path / "file" / "run")
 
 
+def test_the_simulated_nuscenes_is_made_on_first_use(tmp_path, monkeypatch):
+    """A set of two small scenes instead of 32; its presets are nuScenes', its name its own; a step is trained on it."""
+    import data.simulate_nuscenes as simulator
+
+    real, made = simulator.simulate_nuscenes, []
+
+    def small(root, workers):
+        made.append(root)
+        return real(root, 1, 1, workers=1, sweeps=1, samples=(2, 2), progress=False)
+
+    monkeypatch.setattr(simulator, "simulate_nuscenes", small)
+    monkeypatch.setitem(train_module.DEFAULT_ROOT, "sim-nuscenes", tmp_path / "sets" / "sim-nuscenes")
+    cfg, _ = train_module.resolve(train_module.DEFAULT, 1, "sim-nuscenes")
+    assert (cfg.data, cfg.layout, cfg.preset, len(cfg.classes)) == ("sim-nuscenes", "nuscenes", "cp-voxel-xxs-cpu", 10)
+    for _ in range(2):
+        found = train_module.prepare_data(cfg, 1)
+    assert made == [tmp_path / "sets" / "sim-nuscenes"] and found.root == str(made[0])
+    near = (-9.6, -19.2, -5.0, 9.6, 19.2, 3.0)
+    cfg = replace(found, method="none", epochs=1, batch_size=2, sweeps=2, eval_every=1, point_range=near)
+    train(cfg, tmp_path / "run")
+    (scores,) = (record for record in metrics(tmp_path / "run", "eval"))
+    assert {"nds", "map"} <= scores.keys()
+    with pytest.raises(InputError, match="python -m data.simulate nuscenes --out nowhere"):
+        train_module.prepare_data(replace(cfg, root="nowhere"), 1)
+
+
 def test_a_log_line_cut_in_two_does_not_stop_a_resume(root, tmp_path):
     cfg = config(root, epochs=2, log_every=1)
     train(cfg, tmp_path / "run", stop_after=2)
