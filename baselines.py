@@ -282,14 +282,13 @@ class GIDL(nn.Module):
 
 
 @torch.no_grad()
-def with_teacher_boxes(batch: Batch, out_t: Output, score: tuple[float, ...]) -> Batch:
-    """SparseKD's label KD: the batch with the teacher's boxes above `score` (one, or one per class) before the ground truth.
-
-    The teacher's boxes are the best 500 of a scan, without NMS, as there.
-    """
+def labels_for(batch: Batch, out_t: Output, cfg: Config) -> Batch:
+    """The detection loss's batch: in label KD (SparseKD) first the teacher's best 500 boxes above `label_score`, without NMS."""
+    if not cfg.label_kd and cfg.method != "lad":
+        return batch
     boxes, logits = all_boxes(out_t)
     best, kind = logits.sigmoid().max(dim=2)  # (B, n)
-    sure = best > best.new_tensor(score).expand(logits.shape[2])[kind]
+    sure = best > best.new_tensor(cfg.label_score).expand(logits.shape[2])[kind]
     found = [where[best[b, where].argsort(descending=True, stable=True)[:500]]
              for b, where in enumerate(row.nonzero()[:, 0] for row in sure)]  # fmt: skip
     return replace(batch, boxes=[torch.cat([boxes[b, where], batch.boxes[b]]) for b, where in enumerate(found)],
@@ -299,7 +298,7 @@ def with_teacher_boxes(batch: Batch, out_t: Output, score: tuple[float, ...]) ->
 class LAD(nn.Module):
     """Label assignment distillation (Nguyen et al., 2022) as SparseKD simplifies it: the teacher says what is an object.
 
-    Reads the teacher's boxes; no term of its own, nothing to align: `with_teacher_boxes` changes what the detection loss is
+    Reads the teacher's boxes; no term of its own, nothing to align: `labels_for` changes what the detection loss is
     told, heat map and boxes alike (train.py). `Config.label_kd` does so beside any other method, whose own masks keep to the
     ground truth. Score 0.6 as published; `Config.label_score` is its one knob, `kd_weight` scales nothing here.
     """
@@ -310,7 +309,7 @@ class LAD(nn.Module):
         self.cfg = cfg
 
     def forward(self, out_s: Output, out_t: Output, batch: Batch) -> Terms:  # noqa: ARG002
-        taught = with_teacher_boxes(batch, out_t, self.cfg.label_score)
+        taught = labels_for(batch, out_t, self.cfg)
         return {}, {"teacher_boxes": torch.tensor(float(sum(map(len, taught.boxes)) - sum(map(len, batch.boxes))))}
 
 

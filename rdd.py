@@ -223,8 +223,7 @@ class RDD(nn.Module):
         """The weighted terms of Eq. 10 ({"feat", "logit"}) and what is worth seeing of the step.
 
         The second: regions (R, 5), side (R,), d (R,), m (R,), all detached. With no proposals on either side both
-        terms are zero. out_t must come from a frozen teacher under no_grad. The labels in the batch, which every method
-        is given, are not read: RDD asks the two models where to look.
+        terms are zero. out_t must come from a frozen teacher under no_grad. Unlike some baselines RDD reads no labels.
         """
         cfg = self.cfg
         regions, side = bilateral_regions(out_s, out_t, cfg.proposal_score, cfg.proposals)

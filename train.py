@@ -49,7 +49,7 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
     from tqdm import tqdm
 
     import parallel
-    from baselines import with_teacher_boxes
+    from baselines import labels_for
     from data.batch import TrainingFrames, open_data, report_dropped, steps_per_epoch, training_batches
     from detector import build
     from rdd import gradient_norms, summary, total_loss
@@ -62,7 +62,6 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
     student = build(cfg).to(device)
     distil = start_distilling(cfg, student, teacher, device)
     shared_input = distil is not None and teacher.shares_input(student)
-    label_kd = distil is not None and (cfg.label_kd or cfg.method == "lad")
     parameters = list(student.parameters()) + (list(distil.parameters()) if distil else [])
     optimizer = torch.optim.AdamW(parameters, lr=cfg.lr, weight_decay=cfg.weight_decay, betas=(0.95, 0.99))
     amp = parallel.autocast_dtype(cfg.amp, device)
@@ -91,14 +90,13 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
                 with torch.no_grad():
                     out_t = teacher(x if shared_input else teacher.prepare(batch))
             out_s = student(x)
-            detection = student.loss(out_s, with_teacher_boxes(batch, out_t, cfg.label_score) if label_kd else batch)
+            detection = student.loss(out_s, batch if distil is None else labels_for(batch, out_t, cfg))
             if distil is not None:
                 distillation, pairs = distil(out_s, out_t, batch)
                 distillation = {name: cfg.kd_weight * term for name, term in distillation.items()}
             loss = total_loss(detection, distillation)
         check_finite({**detection, **distillation}, batch.ids, step)
 
-        log_now = step % cfg.log_every == 0 or step + 1 == last_step
         # Which term pulls how hard on the student's neck: ten times a run, because it costs extra backward passes.
         pulls = {}
         if distil is not None and step % max(1, last_step // 10) == 0:
@@ -114,7 +112,7 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
         scaler.update()
         step += 1
 
-        if log_now or pulls:
+        if pulls or (step - 1) % cfg.log_every == 0 or step == last_step:
             terms = {k: float(parallel.mean_over_processes(v)) for k, v in {**detection, **distillation}.items()}
             record = {"step": step, "epoch": step / per_epoch, "loss": sum(terms.values()), **terms, "lr": lr,
                       "grad_norm": float(norm), **pulls, **(summary(pairs) if pairs else {})}  # fmt: skip
@@ -131,22 +129,18 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
 
 
 def start_distilling(cfg: Config, student: "Detector", teacher: "Detector | None", device: Any) -> "Module | None":
-    """The distillation method with its trainable layers, or None without one.
+    """The method with its trainable layers, or None. The teacher stays outside the student: frozen, in eval mode, never saved."""
+    from baselines import METHODS, seeded
+    from weights import inherit
 
-    The teacher stays outside the student: frozen, in eval mode, never in the checkpoint.
-    """
     if teacher is None:
         return None
     check_pair(teacher.cfg, cfg)
     teacher.to(device).eval().requires_grad_(False)
     if cfg.inherit:
-        from weights import inherit
-
         inherit(student, teacher)
     if cfg.method == "none":
         return None
-    from baselines import METHODS, seeded
-
     return seeded(METHODS[cfg.method], cfg, student.backbone.out_channels, teacher.backbone.out_channels).to(device)
 
 
@@ -231,9 +225,9 @@ def check_pair(teacher: Config, student: Config) -> None:
     """A student learns class maps from its teacher: both must mean the same by them. Raises InputError."""
     if student.label_kd and student.method == "none":
         raise InputError("--label-kd with --method none: label KD alone is --method lad")
-    names, reason = ["head", "classes", "task_classes", "point_features"], ""
+    names, reason = ("head", "classes", "task_classes", "point_features"), ""
     if student.head == "anchor" and student.method in ("hinton", "gid-f", "gid-l", "pp-logit"):
-        names += ["anchors", "point_range", "voxel_size", "bev_strides", "up_strides"]
+        names += ("anchors", "point_range", "voxel_size", "bev_strides", "up_strides")
         reason = f"; --method {student.method} compares anchor with anchor"
     for name in names:
         if getattr(teacher, name) != getattr(student, name):

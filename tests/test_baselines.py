@@ -11,7 +11,7 @@ from torch import nn
 
 import baselines
 import boxes as box_ops
-from baselines import METHODS, general_instances, on_teacher_grid, seeded, with_teacher_boxes
+from baselines import METHODS, general_instances, labels_for, on_teacher_grid, seeded
 from cli import InputError
 from config import Config
 from detector import Output, build
@@ -493,7 +493,7 @@ def test_label_kd_puts_the_teacher_s_sure_boxes_before_the_truth(kind):
     boxes, logits = baselines.all_boxes(out_t)
     classes = logits.shape[2]
     for score in ((0.6,), (0.6,) * (classes - 1) + (0.999,)):
-        taught = with_teacher_boxes(batch, out_t, score)
+        taught = labels_for(batch, out_t, tiny_config(label_kd=True, label_score=score))
         for b in range(2):
             sure = []
             for n in range(boxes.shape[1]):
@@ -505,9 +505,10 @@ def test_label_kd_puts_the_teacher_s_sure_boxes_before_the_truth(kind):
             assert sure and taught.labels[b].tolist() == [k for _, k, _ in sure] + batch.labels[b].tolist()
             torch.testing.assert_close(taught.boxes[b], torch.cat([boxes[b, [n for *_, n in sure]], batch.boxes[b]]))
     _, seen = method("lad", kind)(None, out_t, batch)
-    taught = with_teacher_boxes(batch, out_t, (0.6,))
+    taught = labels_for(batch, out_t, tiny_config(method="lad"))
     assert int(seen["teacher_boxes"]) == sum(map(len, taught.boxes)) - sum(map(len, batch.boxes))
-    unsure = with_teacher_boxes(batch, out_t, (1.0,))
+    unsure = labels_for(batch, out_t, tiny_config(method="lad", label_score=(1.0,)))
+    assert labels_for(batch, out_t, tiny_config(method="fg")) is batch
     assert all(torch.equal(x, y) for x, y in zip(unsure.boxes + unsure.labels, batch.boxes + batch.labels, strict=True))
 
 
@@ -516,7 +517,7 @@ def test_a_detector_trains_on_the_teacher_s_labels(kind):
     """Ninefold boxes of nuScenes, anchors, other grids: the detection loss takes them, and says something else."""
     out_s, out_t, batch = outputs(kind)
     plain, taught = (sum(out_s.head.loss(out_s.maps, b.boxes, b.labels).values())
-                     for b in (batch, with_teacher_boxes(batch, out_t, (0.6,))))  # fmt: skip
+                     for b in (batch, labels_for(batch, out_t, tiny_config(label_kd=True))))  # fmt: skip
     assert taught.isfinite() and float(taught.detach()) != float(plain.detach())
 
 
