@@ -26,27 +26,7 @@ from typing import Any
 from cli import ArgumentParser, InputError, did_you_mean, run_cli
 from config import Config, override
 from presets import preset
-
-TEACHER, ALONE = "teacher", "none"
-
-
-@dataclass(frozen=True)
-class Suite:
-    """Students of teachers on one data set, each trained with every variant."""
-
-    data: str
-    pairs: tuple[tuple[str, str], ...]  # presets: (teacher, student)
-    variants: dict[str, dict[str, Any]]  # name -> what it changes in the student's config; ALONE: no teacher
-    seeds: dict[str, int]  # variant -> how many seeds, 0 .. n - 1; "" = every other one
-    changes: dict[str, Any]  # in the config of teacher and student
-    equal_time: bool = True  # also the student alone for the time of each variant
-
-
-DEMO = {ALONE: {"method": "none"}, "rdd": {"method": "rdd"}}
-SUITES = {
-    "demo": Suite("sim", (("cp-voxel-cpu", "cp-voxel-xxs-cpu"),), DEMO, {"": 1}, {}),
-    "demo-nuscenes": Suite("sim-nuscenes", (("cp-voxel-cpu", "cp-voxel-xxs-cpu"),), DEMO, {"": 1}, {}),
-}
+from suites import ALONE, SUITES, TEACHER, Suite
 
 
 @dataclass(frozen=True)
@@ -71,12 +51,12 @@ def jobs(suite: Suite, root: str, variants: list[str], seeds: int | None, record
     for teacher, student in suite.pairs:
         for variant in variants:
             for seed in range(seeds or suite.seeds.get(variant, suite.seeds[""])):
-                base = {**suite.changes, "root": root, "seed": seed}
+                base = {**suite.changes, "data": suite.data, "root": root, "seed": seed}
                 teachers = f"{teacher}-seed{seed}"
                 add(teachers, teacher, teacher, TEACHER, override(preset(teacher, suite.data), base))
                 cfg = override(preset(student, suite.data), {**base, **suite.variants[variant]})
                 alone = f"{student}-{ALONE}-seed{seed}"
-                name = f"{student}-{variant}-seed{seed}"
+                name = f"{student}-{variant}-seed{seed}".replace(" ", "-")
                 add(name, teacher, student, variant, cfg, teachers if cfg.method != "none" or cfg.inherit else "")
                 if suite.equal_time and cfg.method != "none" and name in records and alone in records:
                     epochs = equal_epochs(cfg.epochs, records[name]["seconds"], records[alone]["seconds"])
@@ -275,7 +255,7 @@ def parser() -> ArgumentParser:
 def main() -> None:
     given = parser().parse_args()
     suite = SUITES[given.suite]
-    given.runs = given.runs or Path("runs") / given.suite
+    given.runs = given.runs or Path("runs") / (suite.folder or given.suite)
     given.results, figures = given.results or given.runs / "results", given.figures or given.runs / "figures"
     given.variants = given.variants or list(suite.variants)
     for name in given.variants:

@@ -19,13 +19,16 @@ import numpy as np
 
 from benchmarks import amount
 from cli import ArgumentParser, InputError, run_cli
-from experiments import ALONE, SUITES, TEACHER, equal_epochs, longer_name, read_records
+from experiments import equal_epochs, longer_name, read_records
+from suites import ALONE, SUITES, TEACHER
 
 ROOT = Path(__file__).parent
 KITTI = {"moderate_map_3d": "mAP 3D", "moderate_map_bev": "mAP BEV"}
 METRICS = KITTI | {"map": "mAP", "nds": "NDS"}
 DASH = "—"
-LABELS = {"rdd": "RDD"}
+LABELS = {"hinton": "Hinton KD", "hint": "Hint", "mimic": "Mimic", "fg": "FG", "gid-f": "GID-F", "gid-l": "GID-L", "lad": "LAD",
+          "pp-logit": "PP-Logit", "point-distiller": "PointDistiller", "rdd": "RDD", "rdd-printed": "RDD as printed",
+          "rdd-feat": "RDD, L_feat only", "rdd-logit": "RDD, L_logit only"}  # fmt: skip
 # The paper's tables 3 and 4 (arXiv 2308.10308): nuScenes mAP / NDS, KITTI moderate mAP 3D (R40).
 PAPER = {
     ("cp-voxel", "teacher"): "56.6/64.7", ("cp-pillar", "teacher"): "49.1/59.7", ("second", "teacher"): "67.2",
@@ -38,7 +41,7 @@ for _variants, _table in (
         "cp-pillar-v0.4": "46.5/55.5 47.3/56.4 47.6/56.8 47.7/57.2 46.9/55.7 48.6/57.5 50.0/58.9",
         "cp-pillar-v0.48": "45.3/54.2 45.4/54.5 46.1/55.3 47.0/56.2 45.2/54.4 47.3/57.5 48.8/58.5",
         "cp-pillar-v0.64": "44.0/52.3 44.2/52.6 44.4/53.9 44.7/53.7 43.9/53.2 45.0/55.9 45.8/56.1"}),
-    ("none gid-l gid-f fg lad pointdistiller pp-logit rdd", {
+    ("none gid-l gid-f fg lad point-distiller pp-logit rdd", {
         "second-s": "65.6 66.3 66.8 66.6 67.0 67.8 67.7 68.2", "second-xs": "64.2 65.0 65.2 65.3 65.7 66.3 66.4 67.0",
         "pointpillars-s": "58.6 58.9 59.1 59.4 59.2 62.3 62.2 63.0",
         "pointpillars-xs": "58.9 59.2 59.6 59.4 59.7 60.0 60.2 60.9"})):  # fmt: skip
@@ -91,7 +94,7 @@ def rows_of(name: str, folder: Path) -> list[dict[str, Any]]:
             if found := {seed: run for seed, run in times.items() if run}:
                 of[f"{ALONE}, time of {variant}"] = found
         for variant, runs in of.items():
-            for metric in [m for m in METRICS if (m in KITTI) == (suite.data in ("sim", "kitti"))]:
+            for metric in [m for m in METRICS if (m in KITTI) == ("nuscenes" not in suite.data)]:
                 rows.append({"suite": name, "teacher": teacher, "student": student if variant != TEACHER else teacher,
                              "method": variant, "metric": metric, **statistic(runs, of[ALONE], metric),
                              "macs_ratio": _ratio(runs, of[TEACHER]), "runs": runs})  # fmt: skip
@@ -223,7 +226,7 @@ def bench_table() -> str:
 def fill(readme: str) -> str:
     """The README's text with every table made anew."""
     tables = {"readings": readings_table, "sheet": sheet_table, "bench": bench_table}
-    tables |= {name: lambda name=name: suite_table(name, ROOT / "results" / name) for name in SUITES}
+    tables |= {name: lambda name=name: suite_table(name, ROOT / "results" / (SUITES[name].folder or name)) for name in SUITES}
 
     def table(match: re.Match) -> str:
         if match[1] not in tables:
@@ -239,7 +242,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the rows of all suites here")
     args = parser.parse_args()
     if args.json:
-        rows = [row for name in SUITES for row in rows_of(name, ROOT / "results" / name)]
+        rows = [row for name in SUITES for row in rows_of(name, ROOT / "results" / (SUITES[name].folder or name))]
         args.json.write_text(json.dumps([{k: v for k, v in row.items() if k != "runs"} for row in rows], indent=1) + "\n")
     path = ROOT / "README.md"
     before = path.read_text()

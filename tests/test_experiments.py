@@ -2,7 +2,7 @@
 
 import json
 from argparse import Namespace
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 
 import pytest
@@ -10,11 +10,14 @@ import pytest
 import evaluate
 import experiments
 from cli import InputError
+from config import Config, override
 from evaluate import detect, evaluate_detector, headline, resampled
-from experiments import Suite, claim, equal_epochs, jobs, longer_name, read_records, run_suite
-from presets import PRESETS
+from experiments import claim, equal_epochs, jobs, longer_name, read_records, run_suite
+from presets import PRESETS, READINGS, preset
+from suites import METHODS, PRINTED, SUITES, Suite
 from tests.scenes import tiny_config
 from tests.test_train import root  # noqa: F401 (a fixture)
+from train import check_pair
 from weights import load_detector
 
 TINY = {"fov_only": False, "paste": (0, 0, 0), "epochs": 2, "eval_every": 1}
@@ -33,6 +36,27 @@ def suite(monkeypatch):
 def given(tmp_path, **changes):
     return Namespace(**{"variants": list(VARIANTS), "seeds": None, "runs": tmp_path / "runs", "results": tmp_path / "results",
                         **changes})  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in SUITES if name != "trial"])
+def test_every_suite_can_be_built(name):
+    suite = SUITES[name]
+    every = jobs(suite, "", list(suite.variants), None, {})
+    for job in every:
+        assert job.cfg.layout == ("nuscenes" if "nuscenes" in suite.data else "kitti") and job.cfg.data == suite.data
+        if job.needs:
+            (teacher,) = [other for other in every if other.name == job.needs]
+            check_pair(teacher.cfg, job.cfg)
+    for other in SUITES.values():  # runs of one name are one run
+        if (other.folder or "") == name:
+            shared = {job.name: job.cfg for job in jobs(other, "", list(other.variants), None, {})}
+            assert all(shared[job.name] == job.cfg for job in every if job.name in shared)
+
+
+def test_suites_name_the_methods_there_are_and_the_reading_as_it_is():
+    assert METHODS == tuple(m for m in next(f for f in fields(Config) if f.name == "method").metadata["choices"] if m != "none")
+    printed = override(preset("cp-voxel-xxs-cpu", "sim"), READINGS["printed"])
+    assert override(preset("cp-voxel-xxs-cpu", "sim"), PRINTED) == printed
 
 
 def test_one_teacher_a_seed_and_the_same_student_for_every_variant(suite):

@@ -8,7 +8,8 @@ import pytest
 import table
 from benchmarks import Row
 from cli import InputError
-from experiments import Suite, longer_name
+from experiments import longer_name
+from suites import Suite
 
 SUITE = Suite("sim", (("big", "small"),), {"none": {"method": "none"}, "rdd": {"method": "rdd"}, "hint": {"method": "hint"}},
               {"": 2}, {})  # fmt: skip
@@ -44,14 +45,14 @@ def test_rows_are_means_over_seeds_all_seeds_are_shown_and_what_nobody_ran_is_a_
         write("small", "rdd", seed, ap + 5 + seed)
     write("big", "teacher", 0, 50.0)
     text = table.suite_table("trial", folder)
-    alone, rdd, hint = (cells(text, f"`small` {word}") for word in ("alone", "+ RDD", "+ hint"))
+    alone, rdd, hint = (cells(text, f"`small` {word}") for word in ("alone", "+ RDD", "+ Hint"))
     cost = [alone[column] for column in ("params", "GMACs", "of teacher", "steps", "min")]
     assert cost == ["1 k", "2.00", "0.25", "10", "1.5"]
     assert alone["mAP 3D"] == "15.0 ± 7.1" and alone["mAP BEV"] == "30.0 ± 14.1" and alone["mAP 3D of each"] == "10.0, 20.0"
     assert alone["Car 3D"] == "15.0" and alone["Cyclist 3D"] == "0.0", "a class without a result counts as 0"
     assert rdd["mAP 3D"].startswith("20.5") and rdd["seeds"] == "2"
     assert cells(text, "teacher `big`")["mAP 3D"] == "50.0", "one seed has no spread"
-    assert set(hint.values()) <= {"`small` + hint", "—", ""}
+    assert set(hint.values()) <= {"`small` + Hint", "—", ""}
 
 
 def test_difference_to_the_student_alone_is_over_the_seeds_that_both_have(write):
@@ -110,7 +111,7 @@ def test_the_paper_s_figures_stand_in_their_own_column(write, monkeypatch):
     monkeypatch.setitem(table.SUITES, "trial", Suite("sim", (("second", "second-s-cpu"),), SUITE.variants, {"": 1}, {}))
     text = table.suite_table("trial", write("other", "none", 0, 1.0))
     assert cells(text, "`second-s-cpu` + RDD")["paper"] == "68.2" and cells(text, "`second-s-cpu` + RDD")["mAP 3D"] == "—"
-    assert cells(text, "`second-s-cpu` + hint")["paper"] == "—"
+    assert cells(text, "`second-s-cpu` + Hint")["paper"] == "—"
 
 
 def test_benchmarks_say_what_was_not_measured_and_how_the_rest_was(tmp_path, monkeypatch):

@@ -1,0 +1,65 @@
+"""Suites: which runs make which table.   (reads beside: experiments.py, which runs them; table.py shows them)
+
+A suite is data: pairs of teacher and student, the variants of the student, how many seeds. Two suites over the same pair share
+their runs where they name the same folder.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+TEACHER, ALONE = "teacher", "none"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Students of teachers on one data set, each trained with every variant."""
+
+    data: str
+    pairs: tuple[tuple[str, str], ...]  # presets: (teacher, student)
+    variants: dict[str, dict[str, Any]]  # name -> what it changes in the student's config; ALONE: no teacher
+    seeds: dict[str, int]  # variant -> how many seeds, 0 .. n - 1; "" = every other one
+    changes: dict[str, Any]  # in the config of teacher and student
+    equal_time: bool = True  # also the student alone for the time of each variant
+    folder: str = ""  # of its runs and records, where it is another suite's
+
+
+def rdd(**changes: Any) -> dict[str, Any]:
+    return {"method": "rdd", **changes}
+
+
+METHODS = ("hinton", "hint", "mimic", "fg", "gid-f", "gid-l", "lad", "pp-logit", "point-distiller", "rdd")  # by publication
+PRINTED = {"normalise": "softmax", "select": "threshold", "lam": 0.1}  # RDD as the paper prints it (presets.READINGS)
+DEMO = {ALONE: {"method": "none"}, "rdd": rdd()}
+EVERY = {ALONE: {"method": "none"}, **{name: {"method": name} for name in METHODS}, "rdd-printed": rdd(**PRINTED)}
+CP = ("cp-voxel-cpu", "cp-voxel-xxs-cpu")
+LONGER = {"epochs": 16, "eval_every": 2}
+
+SUITES = {
+    "demo": Suite("sim", (CP,), DEMO, {"": 1}, {}),
+    "demo-nuscenes": Suite("sim-nuscenes", (CP,), DEMO, {"": 1}, {}),
+    # The paper's tables 3 and 4 on simulated data, sized for two CPU cores
+    "sim-nuscenes": Suite("sim-nuscenes", (("cp-voxel-cpu", "cp-voxel-s-cpu"), CP), EVERY,
+                          {"": 3, ALONE: 5, "pp-logit": 5, "rdd": 5}, LONGER),
+    "sim-kitti": Suite("sim", (("second-cpu", "second-s-cpu"), ("pointpillars-cpu", "pointpillars-s-cpu")), EVERY, {"": 3},
+                       LONGER),
+    # Tables 1 and 2, figure 5a, and the paper's silences one at a time: over the runs of sim-nuscenes, without its small gap
+    "regions": Suite("sim-nuscenes", (CP,), {ALONE: {"method": "none"}, "hint": {"method": "hint"}, "fg": {"method": "fg"},
+                     "rdd-feat": rdd(alpha2=0.0)}, {"": 3}, LONGER, False, "sim-nuscenes"),
+    "losses": Suite("sim-nuscenes", (CP,), {ALONE: {"method": "none"}, "rdd-feat": rdd(alpha2=0.0), "rdd-logit": rdd(alpha1=0.0),
+                    "rdd": rdd()}, {"": 3}, LONGER, False, "sim-nuscenes"),
+    "sensitivity": Suite("sim-nuscenes", (CP,), {ALONE: {"method": "none"}, "rdd": rdd(),
+        **{f"lambda {x:g}": rdd(**{**PRINTED, "lam": x}) for x in (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)},
+        **{f"alpha1 {x:g}": rdd(alpha1=x) for x in (0.05, 0.1, 0.5, 1.0)},
+        **{f"alpha2 {x:g}": rdd(alpha2=x) for x in (0.05, 0.1, 0.5, 1.0)}}, {"": 3}, LONGER, False, "sim-nuscenes"),
+    "readings": Suite("sim-nuscenes", (CP,), {ALONE: {"method": "none"}, "rdd": rdd(), "rdd-printed": rdd(**PRINTED),
+        "spatial softmax": rdd(**PRINTED, softmax_axis="spatial"), "standardise": rdd(normalise="standardise", alpha1=5.0),
+        "normalise first": rdd(**PRINTED, psi_order="normalise-first"), "select all": rdd(select="all"),
+        "select relative": rdd(select="relative", lam=1.0), "select soft": rdd(select="soft", lam=30.0),
+        "select gaussian": rdd(select="gaussian"), "p_cls mean": rdd(p_cls="mean"), "p_cls peak": rdd(p_cls="peak"),
+        "roi 3": rdd(roi_size=3), "proposals 20": rdd(proposals=20), "proposal score .3": rdd(proposal_score=0.3)},
+        {"": 3}, LONGER, False, "sim-nuscenes"),
+    # The paper's own pairs, at their full size: real data, GPUs
+    "nuscenes": Suite("nuscenes", (*(("cp-voxel", f"cp-voxel-{s}") for s in ("s", "xs", "xxs")),
+                                   *(("cp-pillar", f"cp-pillar-v{v}") for v in ("0.4", "0.48", "0.64"))), EVERY, {"": 3}, {}),
+    "kitti": Suite("kitti", tuple((t, f"{t}-{s}") for t in ("second", "pointpillars") for s in ("s", "xs")), EVERY, {"": 3}, {}),
+}  # fmt: skip
