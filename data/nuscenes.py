@@ -82,8 +82,11 @@ class NuScenes:
         return boxes_to_lidar(*of_box, self.tables.scans(self.ids[i], 1)[0]), tuple(names[k] for k in kept)
 
     def names(self, i: int) -> tuple[str, ...]:
-        """The classes of the frame's labels: what `balanced_indices` asks for. No point is read."""
-        return self.boxes(i)[1]
+        """The classes of the frame's labels: what `balanced_indices` asks for. No point is read. As in OpenPCDet labels that only
+        the radar hit count here (unless min_points is 0: then all do), though `boxes` leaves them out."""
+        rows, columns = self.tables.rows(self.ids[i]), self.tables.columns
+        hit = columns["annotation_lidar_points"][rows] + columns["annotation_radar_points"][rows] > 0
+        return tuple(name for name, seen in zip(self.tables.classes(rows), hit) if name and (seen or not self.min_points))
 
     def scenes(self) -> np.ndarray:
         """(len,) number of the scene of each frame."""

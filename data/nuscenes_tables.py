@@ -322,7 +322,9 @@ def _parse(path: Path, begin: int, key: str, wanted: frozenset[bytes]) -> list[d
     braces in its strings; there, records that are not wanted are left out before they are parsed."""
     size = path.stat().st_size
     if size <= BLOCK:
-        return json.loads(path.read_bytes())
+        if not isinstance(records := json.loads(path.read_bytes()), list):
+            raise ValueError(f"{type(records).__name__} instead of list")
+        return records
     with path.open("rb") as file:
         file.seek(begin)
         text = file.read(BLOCK)

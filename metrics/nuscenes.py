@@ -243,7 +243,7 @@ def _codes(values: list, known: tuple[str, ...], what: str, where: Callable[[int
     place = {word: k for k, word in enumerate(known)}
     codes = np.array([place.get(word, -1) if isinstance(word, str) else -1 for word in values], dtype=int)
     if (codes < 0).any():
-        _demand(codes >= 0, values, f"a known {what}{did_you_mean(str(values[codes.argmin()]), known)}", where)
+        _demand(codes >= 0, values, f"a known {what}{did_you_mean(str(values[codes.argmin()]), filter(None, known))}", where)
     return codes
 
 

@@ -379,6 +379,11 @@ BAD_TABLES = {
     "no JSON": (text_of("sample", "[{"), "sample.json: expected a JSON list of flat records, found something else"),
     "no list": (text_of("sample", '{"a": 1}'), "sample.json: expected a JSON list of flat records"),
     "empty file": (text_of("sample_data", ""), "sample_data.json: expected a JSON list"),
+    "an object": (text_of("sample_annotation", "{}"), "sample_annotation.json: expected a JSON list of flat records"),
+    "no word": (edit("sample_annotation", "man-2", instance_token=7),
+                "sample_annotation.json: man-2: expected a text as instance_token, found 7"),
+    "no list of words": (edit("sample_annotation", "man-2", attribute_tokens="moving"),
+                         "sample_annotation.json: man-2: expected a list as attribute_tokens, found moving"),
     "a field missing": (edit("sample_annotation", "man-2", num_radar_pts=None),
                         "sample_annotation.json: man-2: expected a field 'num_radar_pts', found none"),
     "a key missing": (edit("sample_data", "lidar-0-1-0", calibrated_sensor_token=None),
@@ -542,7 +547,12 @@ def test_boxes_are_the_labels_of_the_ten_classes_that_have_points(root, tables):
     names = [(every[i].names, training[i].names, training.names(i)) for i in range(5)]
     both = {"car", "pedestrian"}
     assert [set(a) for a, _, _ in names] == [both, {"car"}, both, {"car"}, both]
-    assert all(b == c for _, b, c in names) and names[1][1] == (), "car-1 has no points"
+    assert names[1][1] == (), "no point of the LiDAR is in car-1"
+    labelled = [{"car": labels[f"car-{i}"], "pedestrian": labels.get(f"man-{i}")} for i in range(5)]
+    for (a, _, c), of in zip(names, labelled):  # class balancing, as in OpenPCDet, counts what only the radar hit too
+        assert c == tuple(name for name in a if of[name]["num_lidar_pts"] + of[name]["num_radar_pts"])
+    assert names[1][2] == ("car",), "but one of the radar"
+    assert [every.names(i) for i in range(5)] == [a for a, _, _ in names]
     assert set(names[2][1]) == {"car"}, "man-2 has no points"
     data, mounts, egos = (by_token(tables, name) for name in ("sample_data", "calibrated_sensor", "ego_pose"))
     samples = by_token(tables, "sample")
