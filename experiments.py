@@ -204,7 +204,7 @@ def pictures(suite: Suite, runs: Path, out: Path) -> None:
     cfg = models["student + RDD"][0].cfg
     validation = open_data(cfg, "val")
     # The scenes with the most objects say the most; two of them, far from each other in the list.
-    counts = [sum(name in cfg.classes for name in validation.names(i)) for i in range(len(validation))]
+    counts = [sum(name in cfg.classes for name in validation[i].names) for i in range(len(validation))]
     half = len(counts) // 2
     chosen = sorted({max(part, key=lambda i: counts[i]) for part in (range(half), range(half, len(counts))) if len(part)})
     turn = plot.face_forward if cfg.velocity else lambda points, boxes: (points, boxes)

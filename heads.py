@@ -200,7 +200,7 @@ class CenterHead(nn.Module):
         g = self.geometry
         return torch.cat([
             (g.x0 + (j + code[..., 0]) * g.cell_x)[..., None], (g.y0 + (i + code[..., 1]) * g.cell_y)[..., None],
-            code[..., 2:3], code[..., 3:6].clamp(max=20).exp(), torch.atan2(code[..., 7:8], code[..., 6:7]), code[..., 8:]],
+            code[..., 2:3], code[..., 3:6].clamp(-20, 20).exp(), torch.atan2(code[..., 7:8], code[..., 6:7]), code[..., 8:]],
             dim=-1)  # fmt: skip
 
 

@@ -245,6 +245,14 @@ def test_circle_nms_has_a_radius_for_every_task_and_takes_the_place_of_overlap()
     assert sorted(rotated.decode(maps)[0].labels.tolist()) == [0, 0, 1, 2]
 
 
+def test_wild_sizes_stay_above_0_and_finite(head):
+    """A young network may say anything of a size; a results file with a size of 0 or infinity is refused."""
+    maps = maps_of(head, head.targets(0, [BOXES], [LABELS], torch.Size((1, 3, 12, 8))))
+    maps[0]["dim"][:, 0], maps[0]["dim"][:, 1] = 1e4, -1e4
+    size = head.decode(maps)[0].boxes[:, 3:6]
+    assert len(size) and (size > 0).all() and size.isfinite().all()
+
+
 def test_batch_of_two_is_two_batches_of_one(head):
     torch.manual_seed(3)
     head.eval()
