@@ -51,7 +51,7 @@ SUITES = {
         **{f"lambda {x:g}": rdd(**{**PRINTED, "lam": x}) for x in (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)},
         **{f"alpha1 {x:g}": rdd(alpha1=x) for x in (0.05, 0.1, 0.5, 1.0)},
         **{f"alpha2 {x:g}": rdd(alpha2=x) for x in (0.05, 0.1, 0.5, 1.0)}}, {"": 3}, LONGER, False, "sim-nuscenes"),
-    "readings": Suite("sim-nuscenes", (CP,), {ALONE: {"method": "none"}, "rdd": rdd(), "rdd-printed": rdd(**PRINTED),
+    "silences": Suite("sim-nuscenes", (CP,), {ALONE: {"method": "none"}, "rdd": rdd(), "rdd-printed": rdd(**PRINTED),
         "spatial softmax": rdd(**PRINTED, softmax_axis="spatial"), "standardise": rdd(normalise="standardise", alpha1=5.0),
         "normalise first": rdd(**PRINTED, psi_order="normalise-first"), "select all": rdd(select="all"),
         "select relative": rdd(select="relative", lam=1.0), "select soft": rdd(select="soft", lam=30.0),

@@ -1,12 +1,12 @@
 """Tables: results/ -> the README's tables, so that no figure in it is typed by hand.   (reads after: experiments.py)
 
-    python table.py                    rewrite the README's tables from results/
-    python table.py --check            fail when the README is out of step with results/ or with the code's tags
+    python table.py                    rewrite the tables of README.md and docs/*.md from results/
+    python table.py --check            fail when one is out of step with results/ or with the code's tags
     python table.py --json OUT         the rows of all suites for machines
 
 A table stands between `<!-- table NAME -->` and `<!-- end -->`. NAME a suite of experiments.py: the runs of results/NAME;
-sheet: results/sheet.json, as `detector.py sheet --json` wrote it; bench: results/bench.json; readings: what the code tags
-UNSPECIFIED (the paper is silent, this is our choice) or DIFFERS (the paper, or its reference, does something else).
+sheet: results/sheet.json, as `detector.py sheet --json` wrote it; bench, bench-goals: results/bench.json; readings: what the
+code tags UNSPECIFIED (the paper is silent, this is our choice) or DIFFERS (the paper, or its reference, does something else).
 """
 
 import json
@@ -210,30 +210,35 @@ def sheet_table() -> str:
     return markdown(json.loads((ROOT / "results" / "sheet.json").read_text()))
 
 
-def bench_table() -> str:
-    """results/bench.json, as `python -m benchmarks --json` wrote it; a dash in every place without it."""
+def bench_table(goals_only: bool = False) -> str:
+    """results/bench.json, as `python -m benchmarks --json` wrote it: every row, or those that have a goal."""
     path = ROOT / "results" / "bench.json"
-    record = json.loads(path.read_text()) if path.is_file() else {"rows": []}
+    records = json.loads(path.read_text()) if path.is_file() else {}
     lines = ["what case ours against theirs ratio goal note".split(), ["---", "---", "--:", "---", *["--:"] * 3, "---"]]
-    for row in record["rows"]:
+    for row in (row for record in records.values() for row in record["rows"] if row["goal"] is not None or not goals_only):
         ratio, goal = (DASH if row[key] is None else f"{row[key]:.2f}" for key in ("ratio", "goal"))
         ours, theirs = amount(row["ours"], row["unit"]), amount(row["theirs"], row["unit"]) if row["peer"] else DASH
         lines.append([row["subject"], row["case"], ours, row["peer"] or DASH, theirs, ratio, goal, row["note"]])
     text = "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
-    return text + (f"\n\n`{record['command']}`, {record['date']}, {record['machine']}." if record["rows"] else "")
+    said = dict.fromkeys(f"`{r['command']}`, {r['date']}, {r['machine']}." for r in records.values())
+    return "\n\n".join([text, *([] if goals_only else said)])
 
 
-def fill(readme: str) -> str:
-    """The README's text with every table made anew."""
-    tables = {"readings": readings_table, "sheet": sheet_table, "bench": bench_table}
+def fill(text: str) -> str:
+    """A page's text with every table made anew."""
+    tables = {"readings": readings_table, "sheet": sheet_table, "bench": bench_table, "bench-goals": lambda: bench_table(True)}
     tables |= {name: lambda name=name: suite_table(name, ROOT / "results" / (SUITES[name].folder or name)) for name in SUITES}
 
     def table(match: re.Match) -> str:
         if match[1] not in tables:
-            raise InputError(f"README.md: unknown table {match[1]!r} (known: {', '.join(tables)})")
+            raise InputError(f"unknown table {match[1]!r} (known: {', '.join(tables)})")
         return f"<!-- table {match[1]} -->\n{tables[match[1]]()}\n<!-- end -->"
 
-    return re.sub(r"<!-- table (\w+) -->.*?<!-- end -->", table, readme, flags=re.DOTALL)
+    return re.sub(r"<!-- table ([\w-]+) -->.*?<!-- end -->", table, text, flags=re.DOTALL)
+
+
+def pages() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def main() -> None:
@@ -244,13 +249,13 @@ def main() -> None:
     if args.json:
         rows = [row for name in SUITES for row in rows_of(name, ROOT / "results" / (SUITES[name].folder or name))]
         args.json.write_text(json.dumps([{k: v for k, v in row.items() if k != "runs"} for row in rows], indent=1) + "\n")
-    path = ROOT / "README.md"
-    before = path.read_text()
-    after = fill(before)
-    if args.check and after != before:
-        raise InputError("README.md: its tables are not what results/ and the code give; run python table.py")
-    if not args.check:
-        path.write_text(after)
+    for path in pages():
+        before = path.read_text()
+        after = fill(before)
+        if args.check and after != before:
+            raise InputError(f"{path.name}: its tables are not what results/ and the code give; run python table.py")
+        if after != before:
+            path.write_text(after)
 
 
 if __name__ == "__main__":

@@ -35,24 +35,29 @@ def main() -> None:
     p = ArgumentParser(prog="python -m benchmarks", description=__doc__)
     p.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"which of {', '.join(SUBJECTS)} [all]")
     p.add_argument("--repeats", type=int, default=7, metavar="N", help="turns after a warm-up [%(default)s]")
-    p.add_argument("--json", type=Path, metavar="OUT", help="write the rows for machines (table.py reads results/bench.json)")
+    p.add_argument("--json", type=Path, metavar="OUT", help="write the rows here (table.py reads results/bench.json); what is "
+                   "there of other subjects stays")  # fmt: skip
     p.add_argument("--figure", type=Path, metavar="PNG", help="draw the ratios")
     args = p.parse_args()
     for name in args.subjects:
         if name not in SUBJECTS:
             raise InputError(f"unknown subject {name!r}{did_you_mean(name, SUBJECTS)}")
-    records = [measure(name, args.repeats) for name in args.subjects or SUBJECTS]
-    record = records[0] | {"command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
-                           "rows": [row for part in records for row in part["rows"]]}  # fmt: skip
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        temporary = args.json.with_suffix(".tmp")
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
-        os.replace(temporary, args.json)
+    try:
+        records = json.loads(args.json.read_bytes()) if args.json and args.json.is_file() else {}
+    except ValueError as error:
+        raise InputError(f"{args.json}: expected what --json wrote, found something else ({error})") from None
+    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+    for name in args.subjects or SUBJECTS:
+        records[name] = measure(name, args.repeats) | {"command": command}
+        if args.json:
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            temporary = args.json.with_suffix(".tmp")
+            temporary.write_text(json.dumps(dict(sorted(records.items())), indent=1) + "\n")
+            os.replace(temporary, args.json)
     if args.figure:
         from curves import ratios
 
-        ratios(args.figure, record["rows"])
+        ratios(args.figure, [row for _, record in sorted(records.items()) for row in record["rows"]])
 
 
 if __name__ == "__main__":

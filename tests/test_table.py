@@ -119,12 +119,14 @@ def test_benchmarks_say_what_was_not_measured_and_how_the_rest_was(tmp_path, mon
     assert len(table.bench_table().splitlines()) == 2, "nothing measured yet: no row"
     (tmp_path / "results").mkdir()
     rows = [Row("boxes", "1000 | pairs", 0.0123, "shapely", 1.5, 121.95, 20.0), Row("gpu", "a step", None, unit="GB")]
-    record = {"command": "python -m benchmarks", "date": "2026-01-02", "machine": "2 cores", "rows": [vars(row) for row in rows]}
-    (tmp_path / "results" / "bench.json").write_text(json.dumps(record))
+    record = {"command": "python -m benchmarks", "date": "2026-01-02", "machine": "2 cores"}
+    records = {name: record | {"rows": [vars(row)]} for name, row in zip(("boxes", "gpu"), rows, strict=True)}
+    (tmp_path / "results" / "bench.json").write_text(json.dumps(records))
     _, _, first, second, _, said = table.bench_table().splitlines()
     assert first == "| boxes | 1000 \\| pairs | 12.3 ms | shapely | 1.5 s | 121.95 | 20.00 |  |"
     assert second == "| gpu | a step | not measured | — | — | — | — |  |"
     assert said == "`python -m benchmarks`, 2026-01-02, 2 cores."
+    assert table.bench_table(goals_only=True).splitlines()[2:] == [first]
 
 
 def test_fill_replaces_tables_and_nothing_else():
