@@ -105,7 +105,8 @@ def curves(path: str | Path, runs: Sequence[tuple[str, str | Path]], metric: str
             loss.plot(train[:, 0], train[:, 2], color=colour[label], alpha=0.25, linewidth=0.6)
         smooth = np.column_stack([train[:, :2], *(_smooth(train[:, k], window) for k in (2, 3, 4))])
         _line(loss, smooth, 0, colour[label], label + seeds, "o" if len(train) == 1 else "")
-        final = f": {points[-1, 2]:.1f}" if len(points) else ""
+        ends = [[r[metric] for r in run if r["kind"] == "eval" and r.get(metric) is not None][-1:] for run in log]
+        final = f": {np.mean([end for (end,) in filter(None, ends)]):.1f}" if any(ends) else ""  # of each seed's own last
         for ax, across in ((steps, 0), (time, 1)):
             _line(ax, points, across, colour[label], label + final, "o")
     if not sum(map(len, everything)):

@@ -63,6 +63,7 @@ def test_one_seed_that_stopped_early_does_not_break_the_mean(tmp_path):
     _, steps, _ = curves.curves(tmp_path / "c.png", [("rdd", run) for run in runs]).axes
     assert list(steps.lines[0].get_xdata()) == [10, 20, 30]
     assert np.allclose(steps.lines[0].get_ydata(), [50 / 3 + 2, 100 / 3 + 2, 50])
+    assert steps.lines[0].get_label().endswith(f": {(50 + 100 / 3 + 4) / 2:.1f}"), "the mean of where each seed ended"
 
 
 def test_one_step_and_no_evaluation_yet(tmp_path):
