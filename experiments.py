@@ -133,7 +133,8 @@ def run_once(suite: str, job: Job, runs: Path, results: Path) -> None:
         "seconds": evaluations[-1]["seconds"], "parameters": count_parameters(detector), "macs": count_macs(detector, sample),
         "scores": [{k: v for k, v in e.items() if k not in ("kind", "result")} for e in evaluations],
         "last": evaluations[-1]["result"], "best": max(evaluations, key=lambda e: e[key])["result"],
-        "resampled": resampled(validation, found, job.cfg), "command": shlex.join(["python", *sys.argv]), "commit": commit(),
+        "resampled": resampled(validation, found, job.cfg), "commit": commit(),
+        "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
         "machine": machine(), "threads": threads(), "date": time.strftime("%Y-%m-%d"),
         "config": json.loads((folder / "config.json").read_text()),
     }  # fmt: skip
