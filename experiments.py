@@ -98,10 +98,12 @@ def run_suite(name: str, given: Any, root: str) -> None:
         if not open_jobs:
             return
         for job in open_jobs:
-            if job.needs and not (given.runs / job.needs / "done").is_file():
-                job = next(j for j in every if j.name == job.needs)  # its teacher has a record, but not here
+            needed = job.needs and not (given.runs / job.needs / "done").is_file()
+            if needed:  # its teacher first, which may have a record, but no checkpoint here
+                job = next(j for j in every if j.name == job.needs)
+            finished = given.runs / job.name / "done" if needed else given.results / f"{job.name}.json"
             with claim(given.runs / f"{job.name}.lock") as mine:
-                if mine and not (given.runs / job.name / "done").is_file():
+                if mine and not finished.is_file():  # nobody has finished it since the records were read
                     run_once(name, job, given.runs, given.results)
                     break
         else:

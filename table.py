@@ -137,9 +137,9 @@ def suite_table(name: str, folder: Path) -> str:
         head += [METRICS[metric], "to alone [95 %]"]
     head += ["seeds", f"{METRICS[metrics[0]]} of each"] + ["paper"] * paper
     lines = [head, ["---"] + ["--:"] * (len(head) - 1)]
-    for first in rows[:: len(metrics)]:
-        mine = [row for row in rows if (row["student"], row["teacher"], row["method"])
-                == (first["student"], first["teacher"], first["method"])]  # fmt: skip
+    for start in range(0, len(rows), len(metrics)):
+        mine = rows[start : start + len(metrics)]
+        first = mine[0]
         lines.append([label_of(first), *_cost(first), *_mean_classes(first, kinds)])
         for row in mine:
             delta = "" if row["delta"] is None else f"{row['delta']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]"

@@ -9,6 +9,8 @@ import torch
 from config import Config
 from data import Frame
 from data.batch import Batch
+from data.scanner import rotations
+from data.shapes import BALL
 from presets import preset
 
 
@@ -62,3 +64,11 @@ def assert_same(found, expected, tolerance: float, where: tuple = ()) -> None:
         assert found is expected, (where, found, expected)
     else:
         assert found == pytest.approx(expected, abs=tolerance), where
+
+
+def extent(parts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest x, y, z (3,) that the parts of a simulated thing reach, exactly (a post as its box)."""
+    rotation = rotations(parts)
+    ball = np.sqrt(((rotation * parts["half"][:, None]) ** 2).sum(-1))
+    reach = np.where((parts["shape"] == BALL)[:, None], ball, (np.abs(rotation) * parts["half"][:, None]).sum(-1))
+    return (parts["centre"] - reach).min(0), (parts["centre"] + reach).max(0)

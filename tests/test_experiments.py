@@ -106,7 +106,10 @@ def test_a_suite_runs_to_its_end_once_and_goes_on_after_a_kill(suite, root, tmp_
     run_suite("trial", given(tmp_path, runs=tmp_path / "elsewhere"), str(root))  # then its teacher is needed again
     trained = {path.name for path in (tmp_path / "elsewhere").iterdir() if path.is_dir() and "epochs" not in path.name}
     assert trained == {"big-seed0", "small-rdd-seed0"}
+    (tmp_path / "results" / "small-none-seed1.json").unlink()
+    run_suite("trial", given(tmp_path, variants=["none"]), str(root))  # its checkpoint is here: only the record is made again
     again = read_records(tmp_path / "results")
+    assert again["small-none-seed1"]["last"] == records["small-none-seed1"]["last"]
     assert again["big-seed0"] == records["big-seed0"] and again["small-rdd-seed0"]["last"] == record["last"]
 
 

@@ -21,6 +21,7 @@ from data.scenes import Scene as SceneOf
 from data.shapes import BALL, BOX, OBJECTS, PART, POST, draw_size, part
 from data.simulate_kitti import CALIBRATION, dont_care, label, make_frame
 from data.simulate_kitti import simulate_kitti as simulate
+from tests.scenes import extent
 
 # Few rays, unevenly spaced, lasers at different heights; 7 x 180 or 7 x 60
 COARSE = Scanner((9.0, 4.0, 1.0, -1.5, -4.0, -9.0, -20.0), (0.3, 0.25, 0.2, 0.2, 0.1, 0.1, 0.0), 2.0, 100.0)
@@ -232,13 +233,7 @@ def test_parts_stay_inside_the_box_that_is_labelled(name):
     for _ in range(60):
         size = draw_size(name, rng)
         parts = np.array(OBJECTS[name](*size, rng), PART)
-        rotation = rotations(parts)
-        reach = np.where(
-            (parts["shape"] == BALL)[:, None],
-            np.sqrt(((rotation * parts["half"][:, None]) ** 2).sum(-1)),
-            (np.abs(rotation) * parts["half"][:, None]).sum(-1),
-        )
-        low, high = (parts["centre"] - reach).min(0), (parts["centre"] + reach).max(0)
+        low, high = extent(parts)
         half = np.array([size[0] / 2, size[1] / 2])
         assert (low[:2] > -half - 0.02).all() and (high[:2] < half + 0.02).all(), (size, low, high)
         assert low[2] > -0.03 and high[2] < size[2] + 0.02, (size, low, high)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from data.roads import make_road
-from data.scanner import rotations
 from data.scenes import Ground
-from data.shapes import BALL, PART, draw_size
+from data.shapes import PART, draw_size
 from data.shapes_nuscenes import SHAPES, SIZES
 from data.traffic import FOOT, MAIN, SIDE, STEP, WARM_UP, Mover, Path, drive, make_world, side_path
+from tests.scenes import extent
 
 FLAT = Ground(height=0.0)
 
@@ -31,13 +31,7 @@ def test_parts_stay_inside_the_box_that_is_labelled(name):
         size = draw_size(name, rng, SIZES)
         parts = np.array(SHAPES[name](*size, rng), PART)
         assert (parts["half"] > 0).all()
-        rotation = rotations(parts)
-        reach = np.where(
-            (parts["shape"] == BALL)[:, None],
-            np.sqrt(((rotation * parts["half"][:, None]) ** 2).sum(-1)),
-            (np.abs(rotation) * parts["half"][:, None]).sum(-1),
-        )
-        low, high = (parts["centre"] - reach).min(0), (parts["centre"] + reach).max(0)
+        low, high = extent(parts)
         half = np.array(size[:2]) / 2
         assert (low[:2] > -half - 0.025).all() and (high[:2] < half + 0.025).all(), (size, low, high)
         assert low[2] > -0.03 and high[2] < size[2] + 0.02, (size, low, high)
