@@ -2,31 +2,40 @@
 
     python experiments.py demo                              simulate, teacher, students, table, pictures  (make demo)
     python experiments.py demo --seeds 3                    the README's table; finished runs are kept, a killed suite goes on
-    python experiments.py sim-nuscenes --jobs 2             two processes side by side, each with its share of the cores
+    python experiments.py sim-nuscenes --jobs 2 --remember  two processes side by side, each with its share of the cores
     python experiments.py sim-nuscenes --variants none rdd  some of its rows
 
 The protocol, the same for every method: one teacher per seed; the student's initialisation, data order and schedule
 depend on the seed only; the last epoch is reported, whatever the best was; every seed is reported. Because distilling
-makes a step longer, the student alone is also trained for the wall-clock time that each distilled one took.
+makes a step longer, the student alone is also trained for the time that each method takes: epochs x the price of a
+step, which is measured in turns with the student alone's (`price_of`), because wall time of whole runs depends on what
+else the machine does. --remember makes a suite of many methods almost twice as fast, with the same results.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import shlex
+import shutil
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cli import ArgumentParser, InputError, did_you_mean, run_cli
 from config import Config, override
 from presets import preset
 from suites import ALONE, SUITES, TEACHER, Suite
+
+if TYPE_CHECKING:
+    from detector import Detector
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,7 @@ class Job:
 
 
 def jobs(suite: Suite, root: str, variants: list[str], seeds: int | None, records: dict[str, dict]) -> list[Job]:
-    """The runs of a suite, teachers first. Equal-time runs are known once the `records` of what they equal are there."""
+    """The runs of a suite, seed by seed, each seed's teacher first. Equal-time runs are known once the `records` hold prices."""
     found: dict[str, Job] = {}
 
     def add(name: str, *rest: Any) -> None:
@@ -55,24 +64,31 @@ def jobs(suite: Suite, root: str, variants: list[str], seeds: int | None, record
                 teachers = f"{teacher}-seed{seed}"
                 add(teachers, teacher, teacher, TEACHER, override(preset(teacher, suite.data), base))
                 cfg = override(preset(student, suite.data), {**base, **suite.variants[variant]})
-                alone = f"{student}-{ALONE}-seed{seed}"
-                name = f"{student}-{variant}-seed{seed}".replace(" ", "-")
+                name = run_name(student, variant, seed)
                 add(name, teacher, student, variant, cfg, teachers if cfg.method != "none" or cfg.inherit else "")
-                if suite.equal_time and cfg.method != "none" and name in records and alone in records:
-                    epochs = equal_epochs(cfg.epochs, records[name]["seconds"], records[alone]["seconds"])
+                price = records.get(run_name(student, variant, 0), {}).get("price")
+                if suite.equal_time and price:
+                    epochs = equal_epochs(cfg.epochs, price)
                     longer = override(preset(student, suite.data), {**base, **suite.variants[ALONE], "epochs": epochs})
-                    add(longer_name(student, epochs, seed), teacher, student, f"{ALONE}, {epochs} epochs", longer)
-    return sorted(found.values(), key=lambda job: (job.variant != TEACHER, job.cfg.seed))
+                    variant_name = longer_variant(epochs)
+                    add(run_name(student, variant_name, seed), teacher, student, variant_name, longer)
+    return sorted(found.values(), key=lambda job: (job.cfg.seed, job.variant != TEACHER))
 
 
-def equal_epochs(epochs: int, seconds: float, alone: float) -> int:
-    """How many epochs the student alone gets for the time of a run of `epochs`; seconds: of that run, and of it alone."""
-    return max(1, round(epochs * seconds / alone))
+def run_name(student: str, variant: str, seed: int) -> str:
+    """The folder of a run and the name of its record."""
+    return f"{student}-{variant}-seed{seed}".replace(", ", "-").replace(" epochs", "epochs").replace(" ", "-")
 
 
-def longer_name(student: str, epochs: int, seed: int) -> str:
-    """The run of a student alone with another number of epochs: one serves all methods that take as long."""
-    return f"{student}-{ALONE}-{epochs}epochs-seed{seed}"
+def longer_variant(epochs: int) -> str:
+    """The student alone with another number of epochs: one serves all methods that take as long."""
+    return f"{ALONE}, {epochs} epochs"
+
+
+def equal_epochs(epochs: int, price: float) -> int:
+    """How many epochs the student alone gets for `epochs` of a method, to a quarter of the schedule."""
+    quarter = max(1, epochs // 4)
+    return max(1, round(epochs * price / quarter) * quarter)
 
 
 @contextmanager
@@ -95,6 +111,8 @@ def run_suite(name: str, given: Any, root: str) -> None:
         records = read_records(given.results)
         every = jobs(suite, root, given.variants, given.seeds, records)
         open_jobs = [job for job in every if job.name not in records]
+        for needed in {job.needs for job in every} - {job.needs for job in open_jobs} - {""}:
+            shutil.rmtree(given.runs / needed / "outputs", ignore_errors=True)
         if not open_jobs:
             return
         for job in open_jobs:
@@ -104,13 +122,13 @@ def run_suite(name: str, given: Any, root: str) -> None:
             finished = given.runs / job.name / "done" if needed else given.results / f"{job.name}.json"
             with claim(given.runs / f"{job.name}.lock") as mine:
                 if mine and not finished.is_file():  # nobody has finished it since the records were read
-                    run_once(name, job, given.runs, given.results)
+                    run_once(name, job, given.runs, given.results, given.remember)
                     break
         else:
             time.sleep(2)  # others are at what is left
 
 
-def run_once(suite: str, job: Job, runs: Path, results: Path) -> None:
+def run_once(suite: str, job: Job, runs: Path, results: Path, keep_outputs: bool = False) -> None:
     """Train one run, or what is missing of it, and write its record, results/NAME.json."""
     from data.batch import collate, open_data
     from evaluate import detect, resampled
@@ -121,6 +139,10 @@ def run_once(suite: str, job: Job, runs: Path, results: Path) -> None:
 
     folder = runs / job.name
     teacher = load_detector(runs / job.needs / "last.pt")[0] if job.needs else None
+    measured = teacher is not None and job.cfg.method != "none" and job.cfg.seed == 0
+    price = price_of(job.cfg, teacher) if measured else None
+    if teacher is not None and keep_outputs:
+        teacher.forward = remembered(teacher, runs / job.needs / "outputs")
     detector = train(job.cfg, folder, teacher)
     validation = open_data(job.cfg, "val")
     device = next(detector.parameters()).device
@@ -132,7 +154,8 @@ def run_once(suite: str, job: Job, runs: Path, results: Path) -> None:
     record = {
         "suite": suite, "teacher": job.teacher, "student": job.student, "variant": job.variant, "seed": job.cfg.seed,
         "method": job.cfg.method, "epochs": job.cfg.epochs, "steps": evaluations[-1]["step"],
-        "seconds": evaluations[-1]["seconds"], "parameters": count_parameters(detector), "macs": count_macs(detector, sample),
+        "seconds": evaluations[-1]["seconds"], "price": price,
+        "parameters": count_parameters(detector), "macs": count_macs(detector, sample),
         "scores": [{k: v for k, v in e.items() if k not in ("kind", "result")} for e in evaluations],
         "last": evaluations[-1]["result"], "best": max(evaluations, key=lambda e: e[key])["result"],
         "resampled": resampled(validation, found, job.cfg), "commit": commit(),
@@ -147,6 +170,52 @@ def run_once(suite: str, job: Job, runs: Path, results: Path) -> None:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
         os.replace(temporary, path)
     (folder / "done").touch()
+
+
+def price_of(cfg: Config, teacher: "Detector", turns: int = 5, steps: int = 6) -> float:
+    """The time of a step with the method, in steps of the student alone: the median over `turns` of the loop itself."""
+    from train import train
+    from weights import read_checkpoint
+
+    endless = replace(cfg, epochs=10**6, eval_every=10**6)  # it is left after a few steps
+    spent: dict[str, list[float]] = {"none": [0.0], cfg.method: [0.0]}
+    with tempfile.TemporaryDirectory() as folder:
+        for turn in range(turns + 1):
+            for method, seconds in spent.items():
+                changed = replace(endless, method=method, label_kd=cfg.label_kd and method != "none")
+                run = Path(folder, method)
+                train(changed, run, teacher if method != "none" else None, stop_after=(turn + 1) * steps)
+                seconds.append(read_checkpoint(run / "last.pt")["seconds"])
+    alone, method = ([b - a for a, b in zip(s, s[1:], strict=False)][1:] for s in spent.values())  # the first turn warms up
+    return statistics.median(m / a for m, a in zip(method, alone, strict=True))
+
+
+def remembered(teacher: "Detector", folder: Path) -> Any:
+    """The forward pass of a frozen teacher that keeps its outputs on the disk, because every method meets the same batches.
+
+    A seed fixes the data order and the augmentation, so only the first method pays for the teacher. What is read back is
+    what was computed, bit for bit. An output is as large as the maps: for the CPU presets 5 MB, 16 GB for 3000 steps.
+    """
+    import torch
+
+    from detector import Output
+
+    forward = teacher.forward
+
+    def call(x: Any) -> Output:
+        said = hashlib.blake2b(x.points.cpu().numpy().tobytes(), digest_size=16, key=bytes([x.batch_size])).hexdigest()
+        path = folder / said[:2] / f"{said}.pt"
+        if path.is_file():
+            neck, maps = torch.load(path, map_location=x.points.device, weights_only=True)
+            return Output(neck, maps, teacher.head.geometry, teacher.head)
+        out = forward(x)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}")
+        torch.save((out.neck, out.maps), temporary)
+        os.replace(temporary, path)
+        return out
+
+    return call
 
 
 def threads() -> int:
@@ -247,6 +316,9 @@ def parser() -> ArgumentParser:
     p.add_argument("--seeds", type=int, metavar="N", help="seeds 0 .. N-1 of every variant [the suite's]")
     p.add_argument("--variants", nargs="+", metavar="V", help="some of the suite's rows [all]")
     p.add_argument("--jobs", type=int, default=1, metavar="N", help="processes side by side [1]")
+    p.add_argument(
+        "--remember", action="store_true", help="keep what a teacher says of each batch on the disk, for the next method"
+    )
     p.add_argument("--root", default="", metavar="DIR", help="the data set [its usual place]")
     p.add_argument("--runs", type=Path, metavar="DIR", help="where checkpoints and logs go [runs/SUITE]")
     p.add_argument("--results", type=Path, metavar="DIR", help="where the records go [runs/SUITE/results]")

@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks import amount
 from cli import ArgumentParser, InputError, run_cli
-from experiments import equal_epochs, longer_name, read_records
+from experiments import equal_epochs, longer_variant, read_records
 from suites import ALONE, SUITES, TEACHER
 
 ROOT = Path(__file__).parent
@@ -81,7 +81,8 @@ def rows_of(name: str, folder: Path) -> list[dict[str, Any]]:
     """What a suite's table says, for machines: one row per teacher, student, variant and metric; None: nobody ran it.
 
     Keys: suite, teacher, student, method (the variant), metric, mean, std, n, values {seed: value}, delta, low, high (the
-    difference to the student alone over the seeds that both have, with its interval), macs_ratio, and `runs`, the records.
+    difference to the student alone over the seeds that both have, with its interval), macs_ratio, as_long_as (the variants
+    in whose time a longer student alone was trained) and `runs`, the records.
     """
     suite, every = SUITES[name], read_records(folder)
     rows = []
@@ -89,30 +90,32 @@ def rows_of(name: str, folder: Path) -> list[dict[str, Any]]:
         of = {v: {r["seed"]: r for r in every.values() if (r["teacher"], r["student"], r["variant"]) == (teacher, student, v)}
               for v in suite.variants}  # fmt: skip
         of = {TEACHER: {r["seed"]: r for r in every.values() if (r["student"], r["variant"]) == (teacher, TEACHER)}} | of
-        for variant in suite.variants if suite.equal_time else ():
-            times = {s: equal_time(run, of[ALONE].get(s), every) for s, run in of[variant].items() if run["method"] != "none"}
-            if found := {seed: run for seed, run in times.items() if run}:
-                of[f"{ALONE}, time of {variant}"] = found
+        for run in every.values() if suite.equal_time else ():
+            if run["student"] == student and run["variant"].startswith(f"{ALONE}, "):
+                of.setdefault(run["variant"], {})[run["seed"]] = run
+        takes = {v: longer_variant(equal_epochs(runs[0]["epochs"], runs[0]["price"])) for v, runs in of.items()
+                 if 0 in runs and runs[0].get("price")}  # fmt: skip
         for variant, runs in of.items():
             for metric in [m for m in METRICS if (m in KITTI) == ("nuscenes" not in suite.data)]:
                 rows.append({"suite": name, "teacher": teacher, "student": student if variant != TEACHER else teacher,
                              "method": variant, "metric": metric, **statistic(runs, of[ALONE], metric),
-                             "macs_ratio": _ratio(runs, of[TEACHER]), "runs": runs})  # fmt: skip
+                             "macs_ratio": _ratio(runs, of[TEACHER]), "runs": runs,
+                             "as_long_as": [v for v, longer in takes.items() if longer == variant]})  # fmt: skip
     return rows
-
-
-def equal_time(run: dict[str, Any], alone: dict[str, Any] | None, every: dict[str, dict]) -> dict[str, Any] | None:
-    """The student alone that was trained for as long as `run`, if there is one."""
-    if alone is None:
-        return None
-    return every.get(longer_name(run["student"], equal_epochs(run["epochs"], run["seconds"], alone["seconds"]), run["seed"]))
 
 
 def statistic(runs: dict[int, dict], alone: dict[int, dict], metric: str) -> dict[str, Any]:
     """Mean and spread of a row, and its difference to the student alone."""
     values = {seed: scores(run)[metric] for seed, run in sorted(runs.items())}
-    row = {"mean": statistics.fmean(values.values()) if values else None, "n": len(values), "values": values,
-           "std": statistics.stdev(values.values()) if len(values) > 1 else None, "delta": None, "low": None, "high": None}
+    row = {
+        "mean": statistics.fmean(values.values()) if values else None,
+        "n": len(values),
+        "values": values,
+        "std": statistics.stdev(values.values()) if len(values) > 1 else None,
+        "delta": None,
+        "low": None,
+        "high": None,
+    }
     common = sorted(set(runs) & set(alone))
     if common and runs is not alone:
         row["delta"] = statistics.fmean(values[s] - scores(alone[s])[metric] for s in common)
@@ -153,9 +156,9 @@ def label_of(row: dict[str, Any]) -> str:
     variant = row["method"]
     if variant == TEACHER:
         return f"teacher `{row['student']}`"
-    for before, after in ((f"{ALONE}, time of ", "alone, in the time of "), (ALONE, "alone")):
-        if variant.startswith(before):
-            return f"`{row['student']}` {after}{LABELS.get(variant.removeprefix(before), variant.removeprefix(before))}"
+    if variant.startswith(ALONE):
+        equals = ": the time of " + ", ".join(LABELS.get(v, v) for v in row["as_long_as"]) if row["as_long_as"] else ""
+        return f"`{row['student']}` alone{variant.removeprefix(ALONE)}{equals}"
     return f"`{row['student']}` + {LABELS.get(variant, variant)}"
 
 

@@ -4,6 +4,7 @@ import json
 from argparse import Namespace
 from dataclasses import fields, replace
 from functools import partial
+from time import sleep
 
 import pytest
 
@@ -12,7 +13,7 @@ import experiments
 from cli import InputError
 from config import Config, override
 from evaluate import detect, evaluate_detector, headline, resampled
-from experiments import claim, equal_epochs, jobs, longer_name, read_records, run_suite
+from experiments import claim, equal_epochs, jobs, longer_variant, price_of, read_records, run_name, run_suite
 from presets import PRESETS, READINGS, preset
 from suites import METHODS, PRINTED, SUITES, Suite
 from tests.scenes import tiny_config
@@ -34,8 +35,8 @@ def suite(monkeypatch):
 
 
 def given(tmp_path, **changes):
-    return Namespace(**{"variants": list(VARIANTS), "seeds": None, "runs": tmp_path / "runs", "results": tmp_path / "results",
-                        **changes})  # fmt: skip
+    chosen = {"variants": list(VARIANTS), "seeds": None, "remember": False}
+    return Namespace(**{**chosen, "runs": tmp_path / "runs", "results": tmp_path / "results", **changes})
 
 
 @pytest.mark.parametrize("name", [name for name in SUITES if name != "trial"])
@@ -61,7 +62,7 @@ def test_suites_name_the_methods_there_are_and_the_reading_as_it_is():
 
 def test_one_teacher_a_seed_and_the_same_student_for_every_variant(suite):
     every = {job.name: job for job in jobs(suite, "somewhere", list(VARIANTS), None, {})}
-    assert list(every) == ["big-seed0", "big-seed1", "small-none-seed0", "small-rdd-seed0", "small-none-seed1"]
+    assert list(every) == ["big-seed0", "small-none-seed0", "small-rdd-seed0", "big-seed1", "small-none-seed1"]
     alone, rdd = every["small-none-seed0"].cfg, every["small-rdd-seed0"].cfg
     assert replace(rdd, method="none") == alone and alone.root == "somewhere" and alone.epochs == 2
     assert every["small-rdd-seed0"].needs == "big-seed0" and not every["small-none-seed0"].needs
@@ -69,10 +70,10 @@ def test_one_teacher_a_seed_and_the_same_student_for_every_variant(suite):
 
 
 def test_equal_time_runs_come_with_the_records_they_equal(suite):
-    records = {"small-none-seed0": {"seconds": 10.0}, "small-rdd-seed0": {"seconds": 26.0}}
-    last = jobs(suite, "", list(VARIANTS), None, records)[-2]
+    last = jobs(suite, "", list(VARIANTS), None, {"small-rdd-seed0": {"price": 2.6}})[3]
     assert (last.name, last.cfg.epochs, last.cfg.method) == ("small-none-5epochs-seed0", 5, "none")
-    assert equal_epochs(2, 0.1, 10.0) == 1, "never less than an epoch"
+    assert equal_epochs(2, 0.1) == 1, "never less than an epoch"
+    assert [equal_epochs(16, price) for price in (1.0, 1.1, 1.2, 2.05)] == [16, 16, 20, 32], "to a quarter of the schedule"
 
 
 def test_a_suite_runs_to_its_end_once_and_goes_on_after_a_kill(suite, root, tmp_path, monkeypatch):  # noqa: F811
@@ -94,8 +95,8 @@ def test_a_suite_runs_to_its_end_once_and_goes_on_after_a_kill(suite, root, tmp_
     records = read_records(tmp_path / "results")
     assert calls.count(calls[2]) == 2 and len(set(calls)) == len(calls) - 1, "only the killed one was done twice"
     assert all(path.read_bytes() == before for path, before in done.items())
-    seconds = (records[f"small-{variant}-seed0"]["seconds"] for variant in ("rdd", "none"))
-    longer = longer_name("small", equal_epochs(2, *seconds), 0)
+    longer = run_name("small", longer_variant(equal_epochs(2, records["small-rdd-seed0"]["price"])), 0)
+    assert records["small-none-seed0"]["price"] is None
     assert set(records) == {"big-seed0", "big-seed1", "small-none-seed0", "small-none-seed1", "small-rdd-seed0", longer}
     record = records["small-rdd-seed0"]
     assert record["method"] == "rdd" and record["steps"] == 4 and len(record["scores"]) == 2
@@ -111,6 +112,51 @@ def test_a_suite_runs_to_its_end_once_and_goes_on_after_a_kill(suite, root, tmp_
     again = read_records(tmp_path / "results")
     assert again["small-none-seed1"]["last"] == records["small-none-seed1"]["last"]
     assert again["big-seed0"] == records["big-seed0"] and again["small-rdd-seed0"]["last"] == record["last"]
+
+
+def test_price_is_what_the_loop_spends_more(suite, root, monkeypatch):  # noqa: F811
+    import train as loop
+    from detector import build
+
+    real = {"none": 0.01, "rdd": 0.03}
+    monkeypatch.setattr(loop, "check_finite", lambda *args: sleep(real[method[0]]))
+    train, method = loop.train, [""]
+
+    def noted(cfg, *args, **changes):
+        method[0] = cfg.method
+        return train(cfg, *args, **changes)
+
+    monkeypatch.setattr(loop, "train", noted)
+    every = {job.name: job.cfg for job in jobs(suite, str(root), list(VARIANTS), None, {})}
+    teacher = build(every["big-seed0"])
+    cheap = price_of(every["small-rdd-seed0"], teacher)
+    real |= {"none": 0.3, "rdd": 0.9}  # now the pauses are all that counts
+    assert 1 < cheap and price_of(every["small-rdd-seed0"], teacher, turns=2, steps=2) == pytest.approx(3, rel=0.25)
+
+
+def test_a_teacher_that_remembers_changes_nothing(suite, root, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(evaluate, "resampled", partial(resampled, draws=5))
+    every = VARIANTS | {"hint": {"method": "hint"}, "point-distiller": {"method": "point-distiller"}}
+    monkeypatch.setitem(experiments.SUITES, "trial", replace(suite, variants=every, equal_time=False))
+    calls = {}
+    for remember in (False, True):
+        forwards = calls[remember] = []
+        monkeypatch.setattr(experiments, "price_of", lambda cfg, teacher, forwards=forwards: teacher.register_forward_hook(
+            lambda *_: forwards.append("asked")) and teacher.encoder.register_forward_hook(
+            lambda *_: forwards.append("computed")) and 1.5)  # fmt: skip
+        folder = tmp_path / str(remember)
+        chosen = given(folder, variants=list(every), seeds=1, remember=remember)
+        run_suite("trial", chosen, str(root))
+        assert not list(chosen.runs.glob("*/outputs")), "nothing is left of it"
+    assert calls[False].count("asked") == calls[True].count("asked") == 3 * 4
+    assert (calls[False].count("computed"), calls[True].count("computed")) == (3 * 4, 4)
+    for name, plain in read_records(tmp_path / "False" / "results").items():
+        kept = read_records(tmp_path / "True" / "results")[name]
+        assert kept["last"] == plain["last"] and kept["resampled"] == plain["resampled"]
+        lines = ([json.loads(line) for line in (tmp_path / which / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+                 for which in ("False", "True"))  # fmt: skip
+        for a, b in zip(*lines, strict=True):
+            assert a | {"seconds": 0} == b | {"seconds": 0}
 
 
 def test_a_claim_is_for_one_and_ends_with_its_block(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import table
 from benchmarks import Row
 from cli import InputError
-from experiments import longer_name
+from experiments import longer_variant, run_name
 from suites import Suite
 
 SUITE = Suite("sim", (("big", "small"),), {"none": {"method": "none"}, "rdd": {"method": "rdd"}, "hint": {"method": "hint"}},
@@ -19,15 +19,15 @@ SUITE = Suite("sim", (("big", "small"),), {"none": {"method": "none"}, "rdd": {"
 def write(tmp_path, monkeypatch):
     monkeypatch.setitem(table.SUITES, "trial", SUITE)
 
-    def write(student, variant, seed, ap, seconds=60.0, name=None):
+    def write(student, variant, seed, ap, seconds=60.0, price=None):
         level = {"easy": 0.0, "moderate": ap, "hard": 0.0}
         record = {"teacher": "big", "student": student, "variant": variant, "seed": seed, "epochs": 8, "steps": 10,
-                  "method": variant.split(",")[0], "seconds": seconds, "parameters": 1000 if student == "small" else 4000,
-                  "macs": 2e9 if student == "small" else 8e9,
+                  "method": variant.split(",")[0], "seconds": seconds, "price": price,
+                  "parameters": 1000 if student == "small" else 4000, "macs": 2e9 if student == "small" else 8e9,
                   "scores": [{"moderate_map_3d": 0.0}, {"moderate_map_3d": ap, "moderate_map_bev": 2 * ap, "step": 10}],
                   "last": {"strict": {"Car": {"AP_R40": {"3d": level}}, "Cyclist": {"AP_R40": {"3d": None}}}},
                   "resampled": {"moderate_map_3d": [ap - 1, ap, ap + 1], "moderate_map_bev": [2 * ap] * 3}}  # fmt: skip
-        (tmp_path / f"{name or f'{student}-{variant}-seed{seed}'}.json").write_text(json.dumps(record))
+        (tmp_path / f"{run_name(student, variant, seed)}.json").write_text(json.dumps(record))
         return tmp_path
 
     return write
@@ -63,12 +63,15 @@ def test_difference_to_the_student_alone_is_over_the_seeds_that_both_have(write)
     assert (row["mean"], row["n"], row["delta"], row["low"], row["high"], row["macs_ratio"]) == (23.0, 1, 3.0, 3.0, 3.0, None)
 
 
-def test_the_student_alone_in_equal_time_is_found_by_its_epochs(write):
-    write("small", "none", 0, 10.0, seconds=100.0)
-    folder = write("small", "rdd", 0, 12.0, seconds=150.0)
-    assert "time of" not in table.suite_table("trial", folder)
-    write("small", "none, 12 epochs", 0, 11.0, name=longer_name("small", 12, 0))  # 8 * 150 / 100
-    assert cells(table.suite_table("trial", folder), "`small` alone, in the time of RDD")["mAP 3D"] == "11.0"
+def test_the_student_alone_in_equal_time_says_whose_time_it_had(write):
+    write("small", "none", 0, 10.0)
+    folder = write("small", "rdd", 0, 12.0, price=1.55)
+    assert "the time of" not in table.suite_table("trial", folder)
+    write("small", "hint", 0, 12.0, price=1.45)
+    for seed in (0, 1):
+        write("small", longer_variant(12), seed, 11.0 + seed)  # 8 * 1.5, to a quarter of 8
+    row = cells(table.suite_table("trial", folder), "`small` alone, 12 epochs: the time of RDD, Hint")
+    assert row["mAP 3D of each"] == "11.0, 12.0"
 
 
 def test_interval_of_a_constant_difference_is_that_difference():
@@ -102,7 +105,8 @@ def test_rows_for_machines(write, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["table.py", "--json", str(tmp_path / "rows.txt")])
     table.main()
     rows = json.loads((tmp_path / "rows.txt").read_text())
-    keys = {"suite", "teacher", "student", "method", "metric", "mean", "std", "n", "values", "delta", "low", "high", "macs_ratio"}
+    keys = {"suite", "teacher", "student", "method", "metric", "mean", "std", "n", "values", "delta", "low", "high", "macs_ratio",
+            "as_long_as"}  # fmt: skip
     assert all(set(row) == keys for row in rows)
     assert {(r["method"], r["metric"]): r["mean"] for r in rows}["none", "moderate_map_bev"] == 20.0
 
