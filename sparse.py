@@ -42,7 +42,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from voxelize import split_keys
+from voxelize import cell_dtype, split_keys
 
 Triple = tuple[int, int, int]
 
@@ -89,15 +89,8 @@ class SparseConv3d(nn.Module):
     weight (out, kz, ky, kx, in): spconv's layout, so its checkpoints load as they are. bias (out,) or None.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | Triple,
-        stride: int | Triple = 1,
-        padding: int | Triple = 0,
-        bias: bool = False,
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int | Triple, stride: int | Triple = 1,
+                 padding: int | Triple = 0, bias: bool = False) -> None:  # fmt: skip
         super().__init__()
         self.kernel_size, self.stride, self.padding = triple(kernel_size), triple(stride), triple(padding)
         self.weight = nn.Parameter(torch.empty(out_channels, *self.kernel_size, in_channels))
@@ -229,39 +222,45 @@ def strided_rules(coords: Tensor, shape: Triple, kernel: Triple, stride: Triple,
     out_shape = tuple((n + 2 * p - k) // s + 1 for n, k, s, p in axes)
     if min(out_shape) < 1:
         raise ValueError(f"a grid of {shape} cells is smaller than the kernel {kernel}, padding {padding}")
-    # Per axis and tap: the output o with stride * o + tap - padding = site, and whether there is one.
-    outputs, meets = [], []
-    for site, n, (_, k, s, p) in zip(coords[:, 1:].long().unbind(1), out_shape, axes, strict=True):
-        shifted = [site + (p - tap) for tap in range(k)]
-        output = [z // s for z in shifted]
-        meets.append([(o * s == z) & (o >= 0) & (o < n) for z, o in zip(shifted, output, strict=True)])
-        outputs.append(output)
+    # Per axis, tap and cell: the output o with stride * o + tap - padding = cell, -1 where there is none.
+    dtype, tables = cell_dtype(int(coords[-1, 0]) + 1 if len(coords) else 0, out_shape), []
+    for m, (n, k, s, p) in zip(out_shape, axes, strict=True):
+        cell, tap = (torch.arange(count, device=coords.device) for count in (n, k))
+        o = (shifted := cell + p - tap[:, None]) // s
+        tables.append(torch.where((o * s == shifted) & (o >= 0) & (o < m), o, -1).to(dtype))  # (k, n)
+    b, z, y, x = coords.to(dtype).unbind(1)
     sources, keys = [], []
-    for kz in range(kernel[0]):
-        plane = coords[:, 0] * out_shape[0] + outputs[0][kz]
-        for ky in range(kernel[1]):
-            row = (plane * out_shape[1] + outputs[1][ky]) * out_shape[2]
-            meets_row = meets[0][kz] & meets[1][ky]
-            for kx in range(kernel[2]):
-                source = (meets_row & meets[2][kx]).nonzero()[:, 0]
-                sources.append(source)
-                keys.append((row + outputs[2][kx]).index_select(0, source))
+    for out_z in tables[0]:
+        in_plane, plane = connected(out_z, z, b * out_shape[0])
+        for out_y in tables[1]:
+            in_row, row = connected(out_y, y.index_select(0, in_plane), plane * out_shape[1])
+            sites = in_plane.index_select(0, in_row)
+            x_row, before = x.index_select(0, sites), row * out_shape[2]
+            for out_x in tables[2]:
+                source, key = connected(out_x, x_row, before)
+                sources.append(sites.index_select(0, source))
+                keys.append(key)
     # One sort names the outputs and lists the pairs of each: equal keys come to lie side by side.
     key, order = torch.cat(keys).sort(stable=True)
-    first = torch.ones_like(key, dtype=torch.bool)
-    first[1:] = key[1:] != key[:-1]
-    begin = first.nonzero()[:, 0]  # (V_out,)
+    key, output, pairs = torch.unique_consecutive(key, return_inverse=True, return_counts=True)
     src = torch.cat(sources).int()
     return RuleBook(
-        split_keys(key[begin], out_shape),
+        split_keys(key, out_shape),
         out_shape,
         taps=[tap for tap, source in enumerate(sources) if len(source)],
         counts=[len(source) for source in sources if len(source)],
         src=src,
-        dst=torch.empty_like(src).index_copy_(0, order, (first.cumsum(0) - 1).int()),
+        dst=torch.empty_like(src).index_copy_(0, order, output.int()),
         into_src=group(src, len(coords)),
-        into_dst=(order, begin),
+        into_dst=(order, pairs.cumsum(0) - pairs),
     )
+
+
+def connected(output: Tensor, cell: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    """Which sites, at `cell` along an axis, a tap brings to an output: their rows, and before + that output."""
+    output = output.index_select(0, cell)
+    row = (output >= 0).nonzero()[:, 0]
+    return row, (before + output).index_select(0, row)
 
 
 def site_keys(coords: Tensor, shape: Triple) -> Tensor:

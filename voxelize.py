@@ -18,6 +18,7 @@ arrays of fixed size. Both caps are here, so that their checkpoints see the voxe
 """
 
 from dataclasses import dataclass
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -56,9 +57,8 @@ class Voxels(NamedTuple):
     point_voxel: Tensor  # (N,) int64: row of the voxel that keeps the point; -1: outside, NaN, over a cap
 
 
-def voxelize(
-    points: Tensor, grid: Grid, batch_size: int, max_points: int | None = None, max_voxels: int | None = None
-) -> Voxels:
+def voxelize(points: Tensor, grid: Grid, batch_size: int, max_points: int | None = None,
+             max_voxels: int | None = None) -> Voxels:  # fmt: skip
     """Points (N, 1 + F) float, column 0 the number of the scan, then x, y, z in metres, ... -> `Voxels`.
 
     Points outside the grid and points with a NaN or infinite value are left out. `max_points`: a voxel keeps
@@ -69,24 +69,23 @@ def voxelize(
     """
     point, key = cell_keys(points, grid, batch_size)  # (n,) points inside, (n,) their cells
     key, order = key.sort(stable=True)
-    point = point[order]
-    starts = torch.ones_like(key, dtype=torch.bool)
-    starts[1:] = key[1:] != key[:-1]
-    first = starts.nonzero()[:, 0]  # (V,) where each run begins
-    run = starts.cumsum(0) - 1  # (n,) voxel of each sorted point
-    place = torch.arange(len(key), device=key.device) - first[run]
-    key = key[first]
+    point = point.index_select(0, order)
+    # (V,) a voxel is a run of equal keys; (n,) the voxel of each sorted point; (V,) its points
+    key, run, counts = torch.unique_consecutive(key, return_inverse=True, return_counts=True)
 
-    kept = torch.ones_like(place, dtype=torch.bool) if max_points is None else place < max_points
-    if max_voxels is not None:
-        cells = grid.shape[0] * grid.shape[1] * grid.shape[2]
-        kept_voxel = appearance_rank(key // cells, point[first], len(points)) < max_voxels  # (V,)
-        kept &= kept_voxel[run]
-        run = (kept_voxel.cumsum(0) - 1)[run]  # rows move up; rows of dropped voxels are not used below
-        key = key[kept_voxel]
-    point, run = point[kept], run[kept]
+    if max_points is not None or max_voxels is not None:
+        first = counts.cumsum(0) - counts  # (V,) where each run begins
+        place = torch.arange(len(run), device=run.device) - first.index_select(0, run)
+        kept = place < (len(run) if max_points is None else max_points)
+        if max_voxels is not None:
+            rank = appearance_rank(key.long() // prod(grid.shape), point.index_select(0, first), len(points))
+            kept_voxel = rank < max_voxels  # (V,)
+            kept &= kept_voxel[run]
+            run = (kept_voxel.cumsum(0) - 1)[run]  # rows move up; rows of dropped voxels are not used below
+            key = key[kept_voxel]
+        point, run = point[kept], run[kept]
+        counts = torch.bincount(run, minlength=len(key))
 
-    counts = torch.bincount(run, minlength=len(key))
     begin = counts.cumsum(0) - counts
     # embedding_bag adds the points of a run one after the other: the same bits in every run, on CUDA too
     features = F.embedding_bag(point, points[:, 1:], begin, mode="sum") / counts[:, None]  # (V, F)
@@ -95,30 +94,40 @@ def voxelize(
 
 
 def cell_keys(points: Tensor, grid: Grid, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Rows (n,) of the points inside, and their cells' numbers ((batch*D + z)*H + y)*W + x (n,) int64."""
+    """Rows (n,) of the points inside, and their cells' numbers ((batch*D + z)*H + y)*W + x (n,), of `cell_dtype`."""
     scan = points[:, 0]
     if len(points) and not (0 <= scan.min() and scan.max() < batch_size):  # written so that NaN fails too
         found = f"{scan.min():g} to {scan.max():g}"
         raise ValueError(f"scan numbers (column 0) must be 0 to {batch_size - 1}, found {found}")
     low = points.new_tensor(grid.point_range[:3], dtype=torch.float32)
     size = points.new_tensor(grid.voxel_size, dtype=torch.float32)
-    shape = torch.tensor(grid.shape[::-1], device=points.device)  # W, H, D
-    cell = ((points[:, 1:4].float() - low) / size).floor()  # float32, as the reference
-    # compared as floats: a huge coordinate has no int, and a NaN compares false
-    inside = (cell >= 0) & (cell < shape)
-    inside = inside[:, : 2 if grid.any_height else 3].all(1) & points.isfinite().all(1)
+    inside, cells = (points * 0).sum(1) == 0, []  # 0 times a NaN or infinite value is NaN
+    for axis, length in enumerate(grid.shape[::-1]):
+        cell = ((points[:, 1 + axis].float() - low[axis]) / size[axis]).floor()  # float32, as the reference
+        if axis < 2 or not grid.any_height:
+            inside &= (cell >= 0) & (cell < length)  # compared as floats: a huge coordinate has no int
+        cells.append(cell)
     point = inside.nonzero()[:, 0]
-    x, y, z = cell[point].long().unbind(1)
-    depth, height, width = grid.shape
+    dtype, (depth, height, width) = cell_dtype(batch_size, grid.shape), grid.shape
+    b, x, y, z = (c.index_select(0, point) for c in (scan, *cells))
     z = z.clamp(0, depth - 1)  # does nothing unless any_height
-    return point, ((scan[point].long() * depth + z) * height + y) * width + x
+    b, x, y, z = (c.to(dtype) for c in (b, x, y, z))
+    return point, ((b * depth + z) * height + y) * width + x
+
+
+def cell_dtype(batch_size: int, shape: tuple[int, int, int]) -> torch.dtype:
+    """int32 where it can number all cells: what sorts, searches and divides cells takes half the time. Else int64."""
+    return torch.int32 if batch_size * prod(shape) < 2**31 else torch.int64
 
 
 def split_keys(key: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """Cell numbers (V,) -> coords (V, 4) [batch, z, y, x]."""
-    depth, height, width = shape
-    row, slab = key // width, key // (width * height)
-    return torch.stack([slab // depth, slab % depth, row % height, key % width], 1)
+    parts = []
+    for length in shape[::-1]:
+        row = key // length  # one division for quotient and remainder
+        parts.append(key - row * length)
+        key = row
+    return torch.stack([key, *parts[::-1]], 1).long()
 
 
 def appearance_rank(batch: Tensor, first_point: Tensor, n_points: int) -> Tensor:
