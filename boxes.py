@@ -25,11 +25,13 @@ after the seventh (velocity) are ignored. Everything runs in the dtype and on th
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 PAIRS_AT_ONCE = 1 << 19  # clipping needs some 150 numbers a pair: 300 MB in float32
+BLOCK = 128  # boxes that non-maximum suppression settles at a time
 
 
 def wrap_angle(angle):
@@ -164,32 +166,41 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, limit: int | None =
     (N, >=7) boxes, (N,) scores -> indices of the kept boxes by falling score (of equal scores the first comes
     first), at most `limit` of them. A box goes if its BEV IoU with a kept one before it is > `iou_threshold`.
     """
-    order = scores.argsort(descending=True, stable=True)
-    ranked = boxes[order]
-    better, worse = _may_overlap(ranked[:, None], ranked[None]).triu(diagonal=1).nonzero(as_tuple=True)
-    too_close = pair_iou_bev(ranked[better], ranked[worse]) > iou_threshold
-    return order[_survivors(better[too_close], worse[too_close], len(order))][:limit]
+    return _best_first(scores, lambda i, j: iou_bev(boxes[i], boxes[j]) > iou_threshold, limit)
 
 
 def circle_nms(boxes: Tensor, scores: Tensor, squared_distance: float, limit: int | None = None) -> Tensor:
     """`nms` by the distance of the centres instead of overlap: a box goes if the SQUARE of its distance from a kept one
     before it, seen from above, is <= `squared_distance`, in m^2 (det3d's "min_radius" is compared so)."""
-    order = scores.argsort(descending=True, stable=True)
-    x, y = boxes[order, :2].unbind(1)
-    near = (x[:, None] - x).square() + (y[:, None] - y).square() <= squared_distance
-    better, worse = near.triu(diagonal=1).nonzero(as_tuple=True)
-    return order[_survivors(better, worse, len(order))][:limit]
+    x, y = boxes[:, :2].unbind(1)
+
+    def too_close(i: Tensor, j: Tensor) -> Tensor:
+        return (x[i, None] - x[j]).square() + (y[i, None] - y[j]).square() <= squared_distance
+
+    return _best_first(scores, too_close, limit)
 
 
-def _survivors(better: Tensor, worse: Tensor, count: int) -> Tensor:
-    """(count,) bool: who is left when each KEPT box `better` removes its box `worse`; ranks, better < worse.
+def _best_first(scores: Tensor, too_close: Callable[[Tensor, Tensor], Tensor], limit: int | None) -> Tensor:
+    """The rule of both: too_close(i, j) says, (len(i), len(j)) bool, which of the boxes i remove which of the boxes j.
 
-    The rule is circular: start with all boxes kept and apply it until nothing changes. Round n settles at least the n
-    best, so this ends, with the same result as the usual one-by-one loop; in practice after a few rounds, each a single
-    scatter, on the CPU and on CUDA alike.
+    A block of the best boxes at a time: they are settled among themselves, then remove what they can of all others.
     """
-    kept, before = torch.ones(count, dtype=torch.bool, device=better.device), None
+    left, kept = scores.argsort(descending=True, stable=True), []
+    while len(left) and (limit is None or sum(map(len, kept)) < limit):
+        block, left = left[:BLOCK], left[BLOCK:]
+        block = block[_survivors(too_close(block, block).triu(diagonal=1))]
+        left = left[~too_close(block, left).any(dim=0)]
+        kept.append(block)
+    return torch.cat([left[:0], *kept])[:limit]
+
+
+def _survivors(removes: Tensor) -> Tensor:
+    """(n,) bool: who is left when each KEPT box i removes the boxes j > i where removes[i, j], (n, n) bool.
+
+    The rule is circular: start with all boxes kept and apply it until nothing changes. Round k settles at least the k
+    best, so this ends, with the same result as the usual one-by-one loop; in practice after a few rounds.
+    """
+    kept, before = torch.ones(len(removes), dtype=torch.bool, device=removes.device), None
     while before is None or not torch.equal(kept, before):
-        before, kept = kept, torch.ones_like(kept)
-        kept[worse[before[better]]] = False
+        before, kept = kept, ~(removes & kept[:, None]).any(dim=0)
     return kept
