@@ -53,7 +53,7 @@ class Config:
     voxel_size: tuple[float, ...] = opt((0.05, 0.05, 0.1), "x, y, z; a pillar is as high as the range", MODEL)
     any_height: bool = opt(False, "pillars take points above and below the range too", MODEL)
     max_points: int = opt(5, "points of a voxel that are used, the first ones; 0 = all", MODEL)
-    # DIFFERS: OpenPCDet keeps 16000 voxels of a KITTI scan in training and 40000 in testing; here one number holds for both.
+    # DIFFERS: OpenPCDet keeps 16000 voxels of a KITTI scan in training, 40000 in testing (nuScenes: 90000, 120000); here: one.
     max_voxels: int = opt(40000, "voxels kept of one scan; 0 = all", MODEL)
     width: tuple[float, ...] = opt((1.0, 1.0, 1.0), "channel factor of encoder, BEV + neck, head: makes a student", MODEL)
     encoder_channels: tuple[int, ...] = opt((16, 16, 32, 64, 128, 128), "voxel: input, one per stage, output; "

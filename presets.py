@@ -21,7 +21,7 @@ NUSCENES = {
     "tasks": (("car",), ("truck", "construction_vehicle"), ("bus", "trailer"), ("barrier",), ("motorcycle", "bicycle"),
               ("pedestrian", "traffic_cone")),
     "paste": (2, 3, 7, 4, 6, 2, 6, 6, 2, 2), "rotation": 0.3925, "nms_iou": 0.2, "max_detections": 83,
-    "loc_weight": 0.25, "code_weights": (1.0,) * 6 + (0.2, 0.2, 1.0, 1.0), "epochs": 20, "lr": 1e-3,
+    "loc_weight": 0.25, "code_weights": (1.0,) * 6 + (0.2, 0.2, 1.0, 1.0), "epochs": 20, "lr": 1e-3, "clip": 35.0,
 }  # fmt: skip
 
 
@@ -128,8 +128,8 @@ def cp_voxel_cpu(data: str = "kitti") -> Config:
               "residual": False, "down_kernel": 2, "bev_layers": (3, 3), "bev_channels": (48, 96), "up_channels": (48, 48),
               "head_channels": 32, "rotation": 0.2, "epochs": 8, "batch_size": 2, "eval_every": 4}  # fmt: skip
     if data == "nuscenes":  # 256 x 256 voxels as for KITTI: a BEV of 64 x 64 cells
-        return Config(**{**NUSCENES, **common, "paste": (0,) * 10, "balance": False, "sweeps": 3, "lr": 3e-3, "epochs": 4,
-                         "eval_every": 2},
+        return Config(**{**NUSCENES, **common, "paste": (0,) * 10, "balance": False, "sweeps": 3, "lr": 3e-3, "clip": 10.0,
+                         "epochs": 4, "eval_every": 2},
                       point_range=(-38.4, -38.4, -5.0, 38.4, 38.4, 3.0), voxel_size=(0.3, 0.3, 0.4))  # fmt: skip
     _check_data("cp-voxel-cpu", data, KITTI)
     return Config(**common, point_range=(0.0, -25.6, -3.0, 51.2, 25.6, 1.0), voxel_size=(0.2, 0.2, 0.2), paste=(0, 0, 0))

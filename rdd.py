@@ -172,12 +172,14 @@ def logit_loss(p_cls_s: Tensor, p_cls_t: Tensor, m: Tensor, reduce: str,
     p_cls: (R, K, S, S) class probabilities over the region; p_reg: (R, 7) box codes, None for centre heads as the paper
     says. reduce: the 1-norm's "sum" over a region's values, or their "mean".
     """
-    # UNSPECIFIED: over what a centre head's p_cls is taken: here the probabilities of the whole region (or at its peak);
-    # and whether the norm is the printed sum or a mean, which changes alpha2 by K*S*S = 147.
+    # UNSPECIFIED: over what p_cls is taken: here the probabilities of the whole region (or at its peak); and whether the
+    # norm is the printed sum or a mean, which changes alpha2 by K*S*S (147 for 3 classes, 490 for 10).
+    # UNSPECIFIED: how yaw is compared. Ours: by the sine, as heads are trained, which know it up to a half turn.
     distance = (p_cls_s - p_cls_t).abs().flatten(1)
     per_pair = distance.mean(dim=1) if reduce == "mean" else distance.sum(dim=1)
     if p_reg_s is not None:
-        distance = (p_reg_s - p_reg_t).abs().flatten(1)
+        distance = p_reg_s - p_reg_t
+        distance = torch.cat([distance[:, :6], distance[:, 6:].sin()], dim=1).abs()
         per_pair = per_pair + (distance.mean(dim=1) if reduce == "mean" else distance.sum(dim=1))
     return (m * per_pair).sum() / _pairs(per_pair)
 
@@ -234,8 +236,10 @@ class RDD(nn.Module):
             info = information(region_s, region_t, estimator)
             m = solve_selection(info, regions[:, 0], cfg.select, cfg.lam, cfg.fraction)
 
-        size = 1 if cfg.p_cls == "peak" else cfg.roi_size
-        p_cls_s, p_cls_t = (roi_align(out.class_logits.sigmoid(), regions, out.geometry, size) for out in (out_s, out_t))
+        # UNSPECIFIED: which of a cell's anchors p_cls is of. Ours: of each class the surest, so that both heads have K maps.
+        size, per_class = 1 if cfg.p_cls == "peak" else cfg.roi_size, (-1, len(cfg.classes))
+        p_cls_s, p_cls_t = (roi_align(out.class_logits.sigmoid().unflatten(1, per_class).amax(dim=1), regions, out.geometry,
+                                      size) for out in (out_s, out_t))  # fmt: skip
         p_reg_s, p_reg_t = box_codes(out_s, out_t, regions, side)
         terms = {"feat": cfg.alpha1 * feature_loss(d, m),
                  "logit": cfg.alpha2 * logit_loss(p_cls_s, p_cls_t, m, cfg.p_cls, p_reg_s, p_reg_t)}  # fmt: skip

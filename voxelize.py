@@ -104,14 +104,13 @@ def cell_keys(points: Tensor, grid: Grid, batch_size: int) -> tuple[Tensor, Tens
     inside, cells = (points * 0).sum(1) == 0, []  # 0 times a NaN or infinite value is NaN
     for axis, length in enumerate(grid.shape[::-1]):
         cell = ((points[:, 1 + axis].float() - low[axis]) / size[axis]).floor()  # float32, as the reference
-        if axis < 2 or not grid.any_height:
-            inside &= (cell >= 0) & (cell < length)  # compared as floats: a huge coordinate has no int
+        if axis == 2 and grid.any_height:
+            cell = cell.clamp(0, length - 1)
+        inside &= (cell >= 0) & (cell < length)  # compared as floats: a huge coordinate has no int
         cells.append(cell)
     point = inside.nonzero()[:, 0]
     dtype, (depth, height, width) = cell_dtype(batch_size, grid.shape), grid.shape
-    b, x, y, z = (c.index_select(0, point) for c in (scan, *cells))
-    z = z.clamp(0, depth - 1)  # does nothing unless any_height
-    b, x, y, z = (c.to(dtype) for c in (b, x, y, z))
+    b, x, y, z = (column.index_select(0, point).to(dtype) for column in (scan, *cells))
     return point, ((b * depth + z) * height + y) * width + x
 
 

@@ -270,7 +270,7 @@ def test_fg_masks_the_cells_whose_anchors_come_near_an_object_s_best():
     assert torch.equal(distil.mask(out_t, batch), expected) and 0 < int(expected.sum()) < expected.numel()
     difference = (distil.adapter(out_s.neck) - out_t.neck).square().sum(dim=1)
     loss = sum(float(difference[b, i, j]) for b, i, j in expected.nonzero().tolist()) / (2 * int(expected.sum()))
-    assert float(distil(out_s, out_t, batch)[0]["fg"]) == pytest.approx(0.01 * loss, rel=1e-4)
+    assert float(distil(out_s, out_t, batch)[0]["fg"]) == pytest.approx(loss, rel=1e-4)
 
 
 def gaussians(out_t, batch, t):
@@ -335,7 +335,7 @@ def test_all_boxes_of_a_centre_head_are_what_it_decodes():
         assert (logits[:, t * cells : (t + 1) * cells, others] == -torch.inf).all()
 
 
-def test_gid_features_are_norms_and_relations_of_the_instances():
+def test_gid_features_are_squares_and_relations_of_the_instances():
     out_s, out_t, batch = outputs("center")
     distil = method("gid-f", "center")
     boxes, _ = general_instances(out_s, out_t)
@@ -346,7 +346,7 @@ def test_gid_features_are_norms_and_relations_of_the_instances():
             corners = box_ops.corners_bev(box[None])[0]
             region = torch.tensor([[b, *corners.min(dim=0).values, *corners.max(dim=0).values]])
             s, t = (baselines.roi_align(o.neck, region, o.geometry, 7) for o in (out_s, out_t))
-            feat += float((distil.adapter(s) - t).square().sum().sqrt())
+            feat += float((distil.adapter(s) - t).square().sum()) / 49
             crops_s.append(s), crops_t.append(t)
         pairs = [(i, j) for i in range(10) for j in range(i)]
         far = [[float((c[i] - c[j]).square().sum().sqrt()) for i, j in pairs] for c in (crops_s, crops_t)]
@@ -437,7 +437,7 @@ def test_pp_logit_weighs_cells_by_the_gaussians_and_the_teacher(kind):
     cls, reg = 0.0, 0.0
     for t, (task_s, task_t) in enumerate(zip(out_s.maps, out_t.maps, strict=True)):
         heat, p_t = gaussians(out_t, batch, t), task_t["heatmap"].sigmoid()
-        p_s = on_teacher_grid(task_s["heatmap"], out_s, out_t).sigmoid()
+        p_s = on_teacher_grid(task_s["heatmap"].sigmoid(), out_s, out_t)
         loss = weight = 0.0
         for b, i, j in (heat > 0).any(dim=1).nonzero().tolist():
             w = float(p_t[b, :, i, j].max()) * float(heat[b, :, i, j].max())
@@ -480,7 +480,7 @@ def test_point_distiller_compares_each_strong_cell_s_nearest_in_the_teacher():
                     mixed = (mixed - norm.running_mean) / (norm.running_var + norm.eps).sqrt() * norm.weight + norm.bias
                     sides.append(mixed.clamp(min=0))
                 total += float((sides[0] - sides[1]).square().mean())
-    assert float(distil(out_s, out_t, batch)[0]["point"]) == pytest.approx(2 * total / 2 / 5 / 3, rel=1e-4)
+    assert float(distil(out_s, out_t, batch)[0]["point"]) == pytest.approx(12 * total / 2 / 5 / 3, rel=1e-4)
 
 
 # ---------------------------------------------------------------- labels
@@ -504,9 +504,6 @@ def test_label_kd_puts_the_teacher_s_sure_boxes_before_the_truth(kind):
             sure.sort(key=lambda one: -one[0])
             assert sure and taught.labels[b].tolist() == [k for _, k, _ in sure] + batch.labels[b].tolist()
             torch.testing.assert_close(taught.boxes[b], torch.cat([boxes[b, [n for *_, n in sure]], batch.boxes[b]]))
-    _, seen = method("lad", kind)(None, out_t, batch)
-    taught = labels_for(batch, out_t, tiny_config(method="lad"))
-    assert int(seen["teacher_boxes"]) == sum(map(len, taught.boxes)) - sum(map(len, batch.boxes))
     unsure = labels_for(batch, out_t, tiny_config(method="lad", label_score=(1.0,)))
     assert labels_for(batch, out_t, tiny_config(method="fg")) is batch
     assert all(torch.equal(x, y) for x, y in zip(unsure.boxes + unsure.labels, batch.boxes + batch.labels, strict=True))

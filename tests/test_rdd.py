@@ -179,8 +179,16 @@ def test_eq8_and_eq9_equal_plain_loops():
     for reduce, over in (("sum", 1), ("mean", 48)):
         logit = sum(float(m[i]) * float((s[i] - t[i]).abs().sum()) / over for i in range(6)) / 6
         assert float(rdd.logit_loss(s, t, m, reduce)) == pytest.approx(logit, rel=1e-5)
-        both = rdd.logit_loss(s, t, m, reduce, s, t)  # the regression term of anchor heads
-        assert float(both) == pytest.approx(2 * logit, rel=1e-5)
+        # the regression term of anchor heads: plain differences of codes, the sine of yaw's
+        codes_s, codes_t = torch.randn(6, 7), torch.randn(6, 7)
+        codes_s[0], codes_t[0, 6] = codes_t[0], codes_t[0, 6] + math.pi  # the same box, turned round
+        codes_s[0, 6] = codes_t[0, 6] - math.pi
+        apart = [[abs(float(a - b)) for a, b in zip(x[:6], y[:6], strict=True)] + [abs(math.sin(float(x[6] - y[6])))]
+                 for x, y in zip(codes_s, codes_t, strict=True)]  # fmt: skip
+        assert sum(apart[0]) < 1e-5
+        regression = sum(float(m[i]) * sum(apart[i]) / (1 if reduce == "sum" else 7) for i in range(6)) / 6
+        both = rdd.logit_loss(s, t, m, reduce, codes_s, codes_t)
+        assert float(both) == pytest.approx(logit + regression, rel=1e-5)
 
 
 def test_eq10_is_the_sum_of_its_weighted_terms():
