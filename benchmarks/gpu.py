@@ -1,6 +1,7 @@
 """On a GPU: sparse convolution against spconv, steps in every precision, latency, the rate reached.   (after: detectors.py)
 
-    sparse     the encoders of second and cp-voxel, forward and backward, this project's engine beside spconv's kernels
+    sparse     the encoders of second and cp-voxel, forward and backward, this project's engine beside spconv's kernels, and
+               how far their outputs and gradients are apart (1e-3 of the largest is the goal)
     step       forward, loss, backward: float32, TF32, float16, bfloat16, and bfloat16 with the dense layers compiled; memory
     latency    one scan from points to boxes, the 50th and 90th percentile, every published detector and student
     rate       the BEV backbone's share of the card's own rate in one large matrix product
@@ -75,22 +76,28 @@ def on_gpu(name: str):
 
 def sparse_row(name: str, repeats: int) -> Row:
     import sparse
+    from benchmarks.sparse import difference
 
     detector, batch = on_gpu(name)
-    encoder, times = detector.encoder.train(), {}
+    encoder, times, found = detector.encoder.train(), {}, {}
 
-    def call() -> None:
-        encoder(detector.prepare(batch)).sum().backward()
+    def call() -> list:
         encoder.zero_grad()
+        out = encoder(detector.prepare(batch))
+        out.sum().backward()
+        return [out.detach(), *(p.grad for p in encoder.parameters())]
 
     before = sparse.engine
     for engine in ("torch", "spconv") if sparse.find_spconv() else ("torch",):
         sparse.engine = engine
-        times[engine] = median(seconds(call, repeats))
+        times[engine], found[engine] = median(seconds(call, repeats)), call()
     sparse.engine = before
-    theirs = times.get("spconv")
+    theirs, note = times.get("spconv"), "spconv is not installed"
+    if theirs:
+        (out, *grads), (their_out, *their_grads) = found["torch"], found["spconv"]
+        note = f"output same to {difference([out], [their_out]):.0e}, gradients to {difference(grads, their_grads):.0e}"
     return Row("gpu", f"sparse encoder of {name}, forward and backward", times["torch"], "spconv", theirs,
-               theirs and theirs / times["torch"], note="" if theirs else "spconv is not installed")  # fmt: skip
+               theirs and theirs / times["torch"], note=note)  # fmt: skip
 
 
 def step_rows(name: str, repeats: int) -> Iterator[Row]:
