@@ -135,11 +135,11 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         axes = [d for d in range(x.dim()) if d != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
         x32 = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        count = dist_fn.all_reduce(x32.new_tensor([per_channel]))
-        if count < 2:
+        total = dist_fn.all_reduce(torch.cat([x32.new_tensor([per_channel]), x32.sum(axes)]))
+        if (count := total[0]) < 2:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         # Two messages rather than one with sums of squares: E[x^2] - E[x]^2 loses the digits that a "same curve" needs.
-        mean = dist_fn.all_reduce(x32.sum(axes)) / count
+        mean = total[1:] / count
         centred = x32 - mean.view(shape)
         var = dist_fn.all_reduce(centred.square().sum(axes)) / count
         with torch.no_grad():
