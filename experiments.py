@@ -6,7 +6,8 @@
     python experiments.py sim-nuscenes --variants none rdd  some of its rows
 
 The protocol, the same for every method: one teacher per seed; the student's initialisation, data order and schedule
-depend on the seed only; the last epoch is reported, whatever the best was; every seed is reported. Because distilling
+depend on the seed only; the last epoch is reported, whatever the best was; every seed is reported. Weights are the
+published ones, and beside them those of the suite `tuning`, the same budget for all. Because distilling
 makes a step longer, the student alone is also trained for the time that each method takes: epochs x the price of a
 step, which is measured in turns with the student alone's (`price_of`), because wall time of whole runs depends on what
 else the machine does. --remember makes a suite of many methods almost twice as fast, with the same results.
@@ -59,7 +60,7 @@ def jobs(suite: Suite, root: str, variants: list[str], seeds: int | None, record
 
     for teacher, student in suite.pairs:
         for variant in variants:
-            for seed in range(seeds or suite.seeds.get(variant, suite.seeds[""])):
+            for seed in range(suite.first_seed, suite.first_seed + (seeds or suite.seeds.get(variant, suite.seeds[""]))):
                 base = {**suite.changes, "data": suite.data, "root": root, "seed": seed}
                 teachers = f"{teacher}-seed{seed}"
                 add(teachers, teacher, teacher, TEACHER, override(preset(teacher, suite.data), base))
@@ -313,7 +314,7 @@ def pictures(suite: Suite, runs: Path, out: Path) -> None:
 def parser() -> ArgumentParser:
     p = ArgumentParser(prog="experiments.py", description=__doc__)
     p.add_argument("suite", choices=list(SUITES), help="which set of runs")
-    p.add_argument("--seeds", type=int, metavar="N", help="seeds 0 .. N-1 of every variant [the suite's]")
+    p.add_argument("--seeds", type=int, metavar="N", help="the first N seeds of every variant [the suite's]")
     p.add_argument("--variants", nargs="+", metavar="V", help="some of the suite's rows [all]")
     p.add_argument("--jobs", type=int, default=1, metavar="N", help="processes side by side [1]")
     p.add_argument(
@@ -340,6 +341,12 @@ def main() -> None:
         raise InputError(f"expected --jobs and --seeds from 1 on, found {given.jobs} and {given.seeds}")
     from train import prepare_data
 
+    if suite.scenes and not given.root:
+        from data.simulate_kitti import simulate_kitti
+        from data.simulate_nuscenes import simulate_nuscenes
+
+        given.root = f"datasets/{suite.data}-scenes{suite.scenes}"
+        (simulate_nuscenes if "nuscenes" in suite.data else simulate_kitti)(given.root, seed=suite.scenes)
     root = prepare_data(replace(preset(suite.pairs[0][0], suite.data), root=given.root), workers=os.cpu_count() or 1).root
     if given.jobs > 1:
         side_by_side(given.jobs, sys.argv[1:], given.runs)

@@ -21,6 +21,8 @@ class Suite:
     changes: dict[str, Any]  # in the config of teacher and student
     equal_time: bool = True  # also the student alone for the time of each variant
     folder: str = ""  # of its runs and records, where it is another suite's
+    first_seed: int = 0
+    scenes: int = 0  # the seed of simulated scenes; 0 = those of the tables
 
 
 def rdd(**changes: Any) -> dict[str, Any]:
@@ -33,6 +35,11 @@ DEMO = {ALONE: {"method": "none"}, "rdd": rdd()}
 EVERY = {ALONE: {"method": "none"}, **{name: {"method": name} for name in METHODS}, "rdd-printed": rdd(**PRINTED)}
 CP = ("cp-voxel-cpu", "cp-voxel-xxs-cpu")
 LONGER = {"epochs": 16, "eval_every": 2}
+# The same small budget for every method: four strengths of its own loss, short runs, on seeds and scenes of no table.
+STRENGTHS = (0.1, 1.0, 10.0, 100.0)
+SCORES = (0.3, 0.45, 0.6, 0.75)  # what LAD has instead: how sure the teacher must be
+TUNING = {f"{name} x{x:g}": {"method": name, "kd_weight": x} for name in METHODS if name != "lad" for x in STRENGTHS}
+TUNING |= {f"lad above {x:g}": {"method": "lad", "label_score": (x,)} for x in SCORES}
 
 SUITES = {
     "demo": Suite("sim", (CP,), DEMO, {"": 1}, {}),
@@ -42,6 +49,7 @@ SUITES = {
                           {"": 3, ALONE: 5, "pp-logit": 5, "rdd": 5}, LONGER),
     "sim-kitti": Suite("sim", (("second-cpu", "second-s-cpu"), ("pointpillars-cpu", "pointpillars-s-cpu")), EVERY, {"": 3},
                        LONGER),
+    "tuning": Suite("sim-nuscenes", (CP,), {ALONE: {"method": "none"}, **TUNING}, {"": 2}, {}, False, first_seed=100, scenes=1),
     # Tables 1 and 2, figure 5a, and the paper's silences one at a time: over the runs of sim-nuscenes, without its small gap
     "regions": Suite("sim-nuscenes", (CP,), {ALONE: {"method": "none"}, "hint": {"method": "hint"}, "fg": {"method": "fg"},
                      "rdd-feat": rdd(alpha2=0.0)}, {"": 3}, LONGER, False, "sim-nuscenes"),

@@ -69,6 +69,17 @@ def test_one_teacher_a_seed_and_the_same_student_for_every_variant(suite):
     assert len(jobs(suite, "", ["none"], 3, {})) == 6, "--seeds and --variants narrow or widen a suite"
 
 
+def test_tuning_gives_every_method_the_same_budget_on_other_seeds_and_scenes():
+    suite = SUITES["tuning"]
+    budget = {}
+    for job in jobs(suite, "", list(suite.variants), None, {}):
+        budget[job.cfg.method] = budget.get(job.cfg.method, 0) + (job.variant not in ("teacher", "none"))
+    assert budget.pop("none") == 0 and set(budget) == set(METHODS) and set(budget.values()) == {8}
+    reported = [job.cfg.seed for name in SUITES if name != "tuning" for job in
+                jobs(SUITES[name], "", list(SUITES[name].variants), None, {})]  # fmt: skip
+    assert max(reported) < suite.first_seed and suite.scenes != 0 and not any(SUITES[n].scenes for n in SUITES if n != "tuning")
+
+
 def test_equal_time_runs_come_with_the_records_they_equal(suite):
     last = jobs(suite, "", list(VARIANTS), None, {"small-rdd-seed0": {"price": 2.6}})[3]
     assert (last.name, last.cfg.epochs, last.cfg.method) == ("small-none-5epochs-seed0", 5, "none")
