@@ -25,8 +25,8 @@ from voxelize import Grid, Voxels
 
 @dataclass
 class Input:
-    """A batch as the encoders take it. One `Input` can serve a teacher and its same-grid student: the cells are found
-    once, and the rule books that the first of them builds are found by the second."""
+    """A batch as the encoders take it. One `Input` can serve a teacher and its same-grid student: the cells are found once,
+    and so are the rule books (sparse.py: which cell meets which under a kernel), as neither depends on any weight."""
 
     points: Tensor  # (points, 1 + F) number of the scan, x, y, z, ...
     voxels: Voxels

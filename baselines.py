@@ -9,7 +9,7 @@
     gid-l            logits, boxes   where the class scores disagree most                  divergence, box loss
     lad              boxes           where the teacher is sure: these are labels           the detection loss itself
     pp-logit         logits, boxes   around the ground truth, if the teacher sees it       squared difference, L1
-    point-distiller  neck            the teacher's strongest cells and their likes         squared difference of relations
+    point-distiller  neck            the teacher's strongest cells and their neighbours     squared difference of relations
 
 Each is a module like RDD: its trained layers are made in __init__, and forward(out_s, out_t, batch) returns ({term: weighted
 scalar}, {name: number worth logging}). `batch` is read for its labels only. The weights are those published, as far as
@@ -57,7 +57,7 @@ def total(count: Tensor) -> Tensor:
 
 
 def divergence(logits_s: Tensor, logits_t: Tensor) -> Tensor:
-    """KL(p_t || p_s) of every yes-or-no probability, any shape: cross entropy with soft labels, less what no student avoids."""
+    """KL(p_t || p_s) of every yes-or-no probability, any shape: cross entropy with soft labels, minus the teacher's entropy."""
     p_t = logits_t.sigmoid()
     return (F.binary_cross_entropy_with_logits(logits_s, p_t, reduction="none")
             - F.binary_cross_entropy_with_logits(logits_t, p_t, reduction="none"))  # fmt: skip
@@ -150,13 +150,13 @@ class Mimic(nn.Module):
 class FG(nn.Module):
     """Fine-grained feature imitation (Wang et al., 2019): hints only near objects, and near is what the anchors say.
 
-    Reads the neck at the masked cells. Anchor heads: cells with an anchor whose overlap with some object is above PSI of
+    Reads the neck at the masked cells. Anchor heads: cells with an anchor whose overlap with some object is above NEAR of
     the object's best. Channels: a trained 3x3 convolution and ReLU on the student's. Term: the squared difference summed
     over channels, over twice the masked cells; weight 1: their one-stage detector's for KITTI (twangnh).
     """
 
     # DIFFERS: their two-stage detector has 0.01, no imitation in its first 400 steps, an adapter that starts near zero.
-    PSI, WEIGHT = 0.5, 1.0
+    NEAR, WEIGHT = 0.5, 1.0
 
     def __init__(self, cfg: Config, channels_s: int, channels_t: int) -> None:  # noqa: ARG002
         super().__init__()
@@ -180,7 +180,7 @@ class FG(nn.Module):
         for b, boxes in enumerate(batch.boxes):
             for few in boxes.split(8):  # (boxes x anchors) is large
                 iou = nearest_iou(few, anchors)
-                near[b] |= (iou > self.PSI * iou.amax(dim=1, keepdim=True)).any(dim=0).view(height, width, -1).any(dim=2)
+                near[b] |= (iou > self.NEAR * iou.amax(dim=1, keepdim=True)).any(dim=0).view(height, width, -1).any(dim=2)
         return near
 
 

@@ -1,4 +1,4 @@
-"""What every command of the project shares: one-line errors, and a parser that answers "did you mean".   (next: config.py)
+"""What every command shares: one-line errors, a parser that answers "did you mean". (after: data/__init__.py  next: config.py)
 
 `InputError` is the error that users see: the file, what was expected, what was found; exit status 2, no traceback.
 Only the standard library is imported here, so `--help` answers at once.

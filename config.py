@@ -1,4 +1,4 @@
-"""Configuration: one dataclass, printed on one screen.   (reads first; next: presets.py, boxes.py)
+"""Configuration: one dataclass, printed on one screen.   (reads after: data/__init__.py, cli.py  next: presets.py, boxes.py)
 
 Its defaults are CenterPoint-Voxel on KITTI. The command line is built from the same fields: every field is an option,
 its help is written beside it, its default is filled in by the program. Only the standard library is imported here, so
@@ -72,7 +72,7 @@ class Config:
     score_threshold: float = opt(0.1, "detections below this score are dropped", MODEL)
     nms_iou: float = opt(0.01, "rotated NMS inside a task: overlap at which the lower score goes", MODEL)
     circle_nms: tuple[float, ...] = opt((), "centre head: NMS by distance instead; squared metres, one a task", MODEL)
-    max_detections: int = opt(500, "detections of a scan and task that NMS leaves at most", MODEL)
+    max_detections: int = opt(500, "at most so many detections of a scan and task after NMS", MODEL)
     # ---- optimisation: the field's one-cycle AdamW
     # DIFFERS: OpenPCDet's lr of 3e-3 goes with 4 scans on each of 8 GPUs; here the batch is that of all processes together,
     # so 8 GPUs want --batch-size 32.
@@ -95,12 +95,11 @@ class Config:
     kd_weight: float = opt(1.0, "factor on the terms of any method, whose own weights are those published", DISTIL)
     normalise: str = opt("none", "Eq. 2 on a region", DISTIL, ("softmax", "none", "standardise"))
     softmax_axis: str = opt("channel", "axis of Eq. 2's softmax", DISTIL, ("channel", "spatial"))
-    psi_order: str = opt("psi-first", "1x1 adapter before or after Eq. 2", DISTIL, ("psi-first", "normalise-first"))
+    psi_order: str = opt("psi-first", "psi, the 1x1 adapter, before or after Eq. 2", DISTIL, ("psi-first", "normalise-first"))
     tau: float = opt(4.0, "temperature of Eq. 2", DISTIL)
-    select: str = opt("top", "how m* of Eq. 5 is solved", DISTIL,
-                      ("threshold", "relative", "top", "soft", "gaussian", "all"))
-    lam: float = opt(0.1, "lambda of Eq. 5, in the unit of d (threshold, soft), of mean d (relative), in nats (gaussian)", DISTIL)
-    fraction: float = opt(0.6, "share of a scan's region pairs that select=top keeps", DISTIL)
+    select: str = opt("top", "how m* of Eq. 5 is solved", DISTIL, ("threshold", "relative", "top", "soft", "gaussian", "all"))
+    lam: float = opt(0.1, "lambda of Eq. 5, in units of d (threshold, soft), mean d (relative), nats (gaussian)", DISTIL)
+    fraction: float = opt(0.6, "share of a scan's region pairs that select=top keeps, whatever lambda", DISTIL)
     p_cls: str = opt("sum", "Eq. 9's |differences| over a region: their sum, mean, or at its peak only", DISTIL,
                      ("sum", "mean", "peak"))
     alpha1: float = opt(0.2, "weight of L_feat, Eq. 10", DISTIL)

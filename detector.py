@@ -11,11 +11,12 @@ One class for every detector, the grid {voxel, pillar} encoder x {centre, anchor
 
 Follow one scan through `Detector.forward` and you have read how LiDAR detection works.
 `Output` is all that a distillation loss may see of a model: its neck's features, its head's maps, and where they lie.
-dims: B scans · C, H, W of a BEV map · K classes
+dims: B scans · C, H, W of a BEV map · K classes · A anchors a cell · R regions
 """
 
 import sys
 from dataclasses import dataclass
+from importlib import import_module
 from math import prod
 
 import torch
@@ -25,7 +26,7 @@ from anchors import AnchorHead
 from backbone import BEVBackbone, Input, PillarEncoder, VoxelEncoder
 from cli import InputError, did_you_mean, run_cli
 from config import Config
-from data.batch import Batch
+from data.batch import Batch  # points (N, 1 + F), the scan's number first; per scan boxes (M, 7) and labels (M,)
 from heads import CenterHead, Detections, Geometry
 from voxelize import Grid, voxelize
 
@@ -81,7 +82,7 @@ class Detector(nn.Module):
         half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
         with torch.autocast(device, torch.float16, enabled=half):  # bfloat16 is for the dense layers: spconv does not know it
             bev = self.encoder(x).contiguous(memory_format=torch.channels_last)  # (B, C, H, W)
-        neck = self.backbone(bev)  # (B, N, H', W')
+        neck = self.backbone(bev)  # (B, C', H', W'): the (B, C, H, W) of `Output` and rdd.py
         return Output(neck, self.head(neck), self.head.geometry, self.head)
 
     def loss(self, output: Output, batch: Batch) -> dict[str, Tensor]:
@@ -92,7 +93,7 @@ class Detector(nn.Module):
         return self.head.decode(output.maps)
 
     def shares_input(self, other: "Detector") -> bool:
-        """Whether both cut space and downsample alike, so that one `Input` serves both."""
+        """Whether cells and rule books, which no weight enters, are the same in both, so that one `Input` serves both."""
         keys = ("encoder", "point_range", "voxel_size", "any_height", "max_points", "max_voxels", "point_features", "down_kernel")
         return all(getattr(self.cfg, k) == getattr(other.cfg, k) for k in keys)
 
@@ -136,18 +137,13 @@ def build(cfg: Config) -> Detector:
 
 
 def main() -> None:
-    commands = ("sheet", "import")
-    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if command == "sheet":
-        from sheet import main as run
-    elif command == "import":
-        from weights import main as run
-    elif command in ("-h", "--help"):
+    modules, command = {"sheet": "sheet", "import": "weights"}, sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if command in ("-h", "--help"):
         print(__doc__)
         return
-    else:
-        raise InputError(f"unknown command {command!r}{did_you_mean(command, commands)}")
-    run(sys.argv[2:])
+    if command not in modules:
+        raise InputError(f"unknown command {command!r}{did_you_mean(command, modules)}")
+    import_module(modules[command]).main(sys.argv[2:])
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 CenterHead (CenterPoint): an object is a peak of its class's heat map; the other maps, read at the peak's cell, say the
 rest: where in the cell, how high, how large, which way, how fast. Three methods: `forward` (maps), `loss`, `decode`;
 three more say what a distillation loss may read: `class_logits`, `regression`, `proposals`.
-dims: B scans · N neck channels · H, W cells along y, x · K classes of a task · M objects of a scan
+dims: B scans · C neck channels · H, W cells along y, x · K classes of a task · M objects of a scan
 Source: CenterPoint as in OpenPCDet's CenterHead; the differences are named beside the line.
 """
 
@@ -68,7 +68,7 @@ class CenterHead(nn.Module):
         self.label = {(t, k): cfg.classes.index(name) for t, k, name in names}
 
     def forward(self, neck: Tensor) -> list[dict[str, Tensor]]:
-        """(B, N, H, W) -> per task {map: (B, channels, H, W)}, in float32 whatever autocast does above."""
+        """(B, C, H, W) -> per task {map: (B, channels, H, W)}, in float32 whatever autocast does above."""
         shared = self.shared(neck)
         return [{name: branch(shared).float() for name, branch in task.items()} for task in self.tasks]
 

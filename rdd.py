@@ -1,4 +1,4 @@
-"""RDD: Representation Disparity-aware Distillation (Li et al., ICCV 2023).   (reads after: detector.py  next: train.py)
+"""RDD: Representation Disparity-aware Distillation (Li et al., ICCV 2023).   (reads after: detector.py  next: baselines.py)
 
 A compact student cannot copy its teacher everywhere. RDD looks where either of the two believes an object is, measures
 how far their features disagree there (the representation disparity), keeps the disparate regions, and pulls the
@@ -11,14 +11,14 @@ student's features and class scores towards the teacher's in those only. With th
     4. The 60 % of squares with the largest d are kept.
     5. In those, d and the difference of the class probabilities are lowered, beside the ordinary detection loss.
 
-The paper derives this from mutual information; there I := -d, and step 4 solves its inner problem:
+In the paper's words: an inner problem picks the pairs of least mutual information I (here I := -d), training raises it:
 
     proposals of teacher (M) and student (N) -> M + N region pairs (R^S, R^T), the same place in both
     Eq. 2 normalise -> Eq. 3 I(R^S; R^T) per pair -> Eq. 5 m* by selection -> Eq. 8 L_feat, Eq. 9 L_logit -> Eq. 10
 
 One function per equation, in their order; `RDD`, at the end, runs them. The paper leaves much open: every choice is
 tagged UNSPECIFIED beside its line, and the alternatives are fields of `Config`. Teacher and psi are thrown away afterwards.
-dims: B scans · R = M + N region pairs · C neck channels · K classes · S x S cells of a cropped region
+dims: B scans · R = M + N region pairs · C neck channels · K classes · S x S cells of a cropped region · R^S, R^T a pair
 `_s` student, `_t` teacher. Regions are (R, 5): scan, x0, y0, x1, y1 in METRES, so that the two grids may differ.
 """
 
@@ -34,7 +34,7 @@ from parallel import BatchNorm, at_least_one, mean_over_processes
 
 
 def bilateral_regions(out_s: Output, out_t: Output, score: float, limit: int) -> tuple[Tensor, Tensor]:
-    """The M + N regions of Sec. 3: what the teacher proposes and what the student proposes, the latter detached.
+    """The regions of Sec. 3: the teacher's M, then the student's N, detached. A place that both propose counts twice.
 
     Returns regions (R, 5) and side (R,), 0 for a teacher's and 1 for a student's proposal.
     """
@@ -56,7 +56,7 @@ def roi_align(maps: Tensor, regions: Tensor, geometry: Geometry, size: int) -> T
     x = ((x0[:, None] + (x1 - x0)[:, None] * bins) - geometry.x0) / (geometry.cell_x * width) * 2 - 1  # (R, S)
     y = ((y0[:, None] + (y1 - y0)[:, None] * bins) - geometry.y0) / (geometry.cell_y * height) * 2 - 1
     grid = torch.stack([x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], dim=-1)  # (R, S, S, 2)
-    # Zeros that hang on the maps: without regions too, every process runs the same backward pass.
+    # Zeros that depend on the maps: a process without regions then still takes part in the backward pass.
     out = 0 * maps[:1, :, :1, :1].expand(len(regions), -1, size, size)
     for b in range(len(maps)):  # grid_sample wants one grid a map: stack a scan's regions on top of each other
         mine = (scan == b).nonzero()[:, 0]
@@ -68,7 +68,7 @@ def roi_align(maps: Tensor, regions: Tensor, geometry: Geometry, size: int) -> T
 
 
 def normalise(region: Tensor, kind: str, axis: str = "channel", tau: float = 4.0) -> Tensor:
-    """Eq. 2: the region's features made comparable between two models of different magnitude. (R, C, S, S) both ways.
+    """Eq. 2: Rhat, a region's features made comparable between models of different magnitude. (R, C, S, S) both ways.
 
     softmax      exp(R_c / tau) / sum_c' exp(R_c' / tau), over channels at each cell as printed, or (axis "spatial")
                  over the cells of each channel
@@ -101,8 +101,8 @@ def disparity(region_s: Tensor, region_t: Tensor) -> Tensor:
 def information(region_s: Tensor, region_t: Tensor, estimator: str) -> Tensor:
     """Eq. 3: I(Rhat^S; Rhat^T) = H(Rhat^S) - H(Rhat^S | Rhat^T) of every pair, (R,). Smaller = more disparate.
 
-    distance  I := -d: H(Rhat^S) is a constant and the conditional entropy becomes a norm, the paper's own step from
-              Eq. 7 to Eq. 8
+    distance  I := -d: the entropy H(Rhat^S) is taken as constant, H(Rhat^S | Rhat^T) as d: the farther apart the two,
+              the less one says of the other. The paper takes the same step from Eq. 7 to Eq. 8
     gaussian  -1/2 log(1 - rho^2) nats for jointly Gaussian features with correlation rho; 0 where rho <= 0
     """
     # UNSPECIFIED: the paper names no estimator of I. Ours uses for selecting what it uses for training.
@@ -124,7 +124,7 @@ def inner_objective(m: Tensor, info: Tensor, lam: float | Tensor) -> Tensor:
 
 
 def solve_selection(info: Tensor, scan: Tensor, rule: str, lam: float, fraction: float) -> Tensor:
-    """Eq. 5: m* = argmin of `inner_objective`, clipped to [0, 1]; (R,) weights. Solved in closed form, every step (Eq. 6).
+    """Eq. 5: m* = argmin of `inner_objective` over m in [0, 1]^R: (R,) weights. Linear in each m_i, so closed form (Eq. 6).
 
     threshold  Eq. 5 as it stands: each m_i (I_i + lambda) is smallest at m_i = 1 if I_i + lambda <= 0, else at 0; so
                m_i* = 1[d_i >= lambda]
@@ -200,7 +200,7 @@ def box_codes(out_s: Output, out_t: Output, regions: Tensor, side: Tensor) -> tu
 
 
 def _pairs(per_pair: Tensor) -> Tensor:
-    """M + N, counted over all processes and at least 1."""
+    """M + N, at least 1; of several processes the mean, so that averaged gradients are those of one (parallel.py)."""
     return at_least_one(mean_over_processes(per_pair.new_tensor(float(len(per_pair)))))
 
 
@@ -212,8 +212,8 @@ def total_loss(detection: dict[str, Tensor], distillation: dict[str, Tensor]) ->
 class RDD(nn.Module):
     """Everything of RDD that is trained (psi) and the order in which the equations are used.
 
-    psi: 1x1 convolution, batch norm, ReLU, from the student's channels to the teacher's. It belongs to the training
-    run, not to the student: it is thrown away afterwards.
+    psi: 1x1 convolution, batch norm, ReLU, from the student's channels to the teacher's, so that both can be compared.
+    No head reads its output, so the finished student runs without it; last.pt keeps it only to resume training.
     """
 
     def __init__(self, cfg: Config, channels_s: int, channels_t: int) -> None:
@@ -232,8 +232,7 @@ class RDD(nn.Module):
         region_s, region_t = self.crop(out_s, regions, out_t)
         d = disparity(region_s, region_t)
         with torch.no_grad():  # Eq. 6: the inner problem is solved first and is constant for the outer one
-            estimator = "gaussian" if cfg.select == "gaussian" else "distance"
-            info = information(region_s, region_t, estimator)
+            info = information(region_s, region_t, "gaussian" if cfg.select == "gaussian" else "distance")
             m = solve_selection(info, regions[:, 0], cfg.select, cfg.lam, cfg.fraction)
 
         # UNSPECIFIED: which of a cell's anchors p_cls is of. Ours: of each class the surest, so that both heads have K maps.
@@ -261,7 +260,7 @@ class RDD(nn.Module):
 
 def summary(seen: dict[str, Tensor]) -> dict[str, float]:
     """Numbers of one step for the log: pairs per side, selected fraction, quantiles of d; a baseline's are numbers already."""
-    if "d" not in seen:
+    if "m" not in seen:
         return {name: float(value) for name, value in seen.items()}
     d, m = seen["d"], seen["m"]
     log = {"pairs_t": float((seen["side"] == 0).sum()), "pairs_s": float((seen["side"] == 1).sum())}

@@ -75,7 +75,7 @@ class SparseTensor:
 
         That order is channels_last once z is folded into the channels by flatten(1, 2), which copies nothing.
         """
-        b, z, y, x = self.coords.clone().long().unbind(1)  # a copy: autograd saves none made in inference mode
+        b, z, y, x = self.coords.clone().long().unbind(1)  # a copy: autograd cannot save what inference mode made
         depth, height, width = self.shape
         dense = self.features.new_zeros(self.batch_size, height, width, self.features.shape[1], depth)
         dense[b, y, x, :, z] = self.features
@@ -173,8 +173,8 @@ def submanifold_rules(coords: Tensor, shape: Triple, kernel: Triple) -> RuleBook
     - the taps of a kernel row are consecutive keys: search the first, the others follow it in the list or are
       empty; in the central row nothing is searched, the neighbours follow the site itself;
     - if b is a's neighbour under tap +k, a is b's under tap -k: half of the taps are searched, half mirrored.
-    A 3 x 3 x 3 kernel takes 4 searches instead of 26. In the numbering of the cells, each row, plane and scan
-    is followed by as many empty cells as the kernel reaches: beyond a border there is the number of no site.
+    A 3 x 3 x 3 kernel takes 4 searches instead of 26. Cells are numbered as if each row, plane and scan
+    were followed by as many empty cells as the kernel reaches: no neighbour beyond a border has a site's number.
     """
     reach = tuple(k // 2 for k in kernel)
     depth, height, width = (n + r for n, r in zip(shape, reach, strict=True))

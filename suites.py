@@ -50,7 +50,7 @@ SUITES = {
     "sim-kitti": Suite("sim", (("second-cpu", "second-s-cpu"), ("pointpillars-cpu", "pointpillars-s-cpu")), EVERY, {"": 3},
                        LONGER),
     "tuning": Suite("sim-nuscenes", (CP,), {ALONE: {"method": "none"}, **TUNING}, {"": 2}, {}, False, first_seed=100, scenes=1),
-    # Tables 1 and 2, figure 5a, and the paper's silences one at a time: over the runs of sim-nuscenes, without its small gap
+    # Tables 1 and 2, figure 5a, and the paper's silences one at a time: over the runs of sim-nuscenes, its XXS pair
     "regions": Suite("sim-nuscenes", (CP,), {ALONE: {"method": "none"}, "hint": {"method": "hint"}, "fg": {"method": "fg"},
                      "rdd-feat": rdd(alpha2=0.0)}, {"": 3}, LONGER, False, "sim-nuscenes"),
     "losses": Suite("sim-nuscenes", (CP,), {ALONE: {"method": "none"}, "rdd-feat": rdd(alpha2=0.0), "rdd-logit": rdd(alpha1=0.0),

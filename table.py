@@ -1,4 +1,4 @@
-"""Tables: results/ -> the README's tables, so that no figure in it is typed by hand.   (reads after: experiments.py)
+"""Tables: results/ -> the tables of README and docs between table marks, none typed by hand.   (reads after: experiments.py)
 
     python table.py                    rewrite the tables of README.md and docs/*.md from results/
     python table.py --check            fail when one is out of step with results/ or with the code's tags
@@ -137,7 +137,7 @@ def suite_table(name: str, folder: Path) -> str:
     paper = any((row["student"].removesuffix("-cpu"), row["method"]) in PAPER for row in rows) and "demo" not in name
     head = ["model", "params", "GMACs", "of teacher", "steps", "min", *kinds]
     for metric in metrics:
-        head += [METRICS[metric], "to alone [95 %]"]
+        head += [METRICS[metric], "vs. alone [95 %]"]
     head += ["seeds", f"{METRICS[metrics[0]]} of each"] + ["paper"] * paper
     lines = [head, ["---"] + ["--:"] * (len(head) - 1)]
     for start in range(0, len(rows), len(metrics)):

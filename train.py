@@ -1,4 +1,4 @@
-"""Train a LiDAR detector, and distil a compact student from it.   (reads after: rdd.py  next: evaluate.py)
+"""Train a LiDAR detector, and distil a compact student from it.   (reads after: baselines.py  next: evaluate.py)
 
     python train.py --teacher --student                 the main job: teacher, then a student distilled with RDD
     python train.py --student --method none             the same student without a teacher, to compare with
@@ -62,7 +62,7 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
     student = build(cfg).to(device)
     distil = start_distilling(cfg, student, teacher, device)
     shared_input = distil is not None and teacher.shares_input(student)
-    parameters = list(student.parameters()) + (list(distil.parameters()) if distil else [])
+    parameters = list(student.parameters()) + (list(distil.parameters()) if distil else [])  # psi is trained along
     optimizer = torch.optim.AdamW(parameters, lr=cfg.lr, weight_decay=cfg.weight_decay, betas=(0.95, 0.99))
     amp = parallel.autocast_dtype(cfg.amp, device)
     scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
@@ -83,7 +83,7 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
         for group in optimizer.param_groups:
             group["lr"], group["betas"] = lr, (beta1, 0.99)
 
-        batch, pairs, distillation = batch.to(device), {}, {}
+        batch, seen, distillation = batch.to(device), {}, {}
         with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
             x = student.prepare(batch)
             if distil is not None:
@@ -92,7 +92,7 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
             out_s = student(x)
             detection = student.loss(out_s, batch if distil is None else labels_for(batch, out_t, cfg))
             if distil is not None:
-                distillation, pairs = distil(out_s, out_t, batch)
+                distillation, seen = distil(out_s, out_t, batch)
                 distillation = {name: cfg.kd_weight * term for name, term in distillation.items()}
             loss = total_loss(detection, distillation)
         check_finite({**detection, **distillation}, batch.ids, step)
@@ -115,7 +115,7 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
         if pulls or (step - 1) % cfg.log_every == 0 or step == last_step:
             terms = {k: float(parallel.mean_over_processes(v)) for k, v in {**detection, **distillation}.items()}
             record = {"step": step, "epoch": step / per_epoch, "loss": sum(terms.values()), **terms, "lr": lr,
-                      "grad_norm": float(norm), **pulls, **(summary(pairs) if pairs else {})}  # fmt: skip
+                      "grad_norm": float(norm), **pulls, **(summary(seen) if seen else {})}  # fmt: skip
             run.log("train", record, run.seconds + time.perf_counter() - began)
             bar.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
         epoch_ends = step % per_epoch == 0
@@ -249,7 +249,7 @@ def parser() -> ArgumentParser:
     p.add_argument("--student", nargs="?", const=DEFAULT, metavar="PRESET|CHECKPOINT",
                    help="the detector to train; of a checkpoint, its config is taken (the run of the same name goes on)")
     p.add_argument("--reading", choices=list(READINGS), default="default",
-                   help="how the paper's silences are read: printed = as printed [default]")  # fmt: skip
+                   help="how the paper's silences are read; printed: as it stands, psi before Eq. 2 [default]")  # fmt: skip
     p.add_argument("--teacher-epochs", type=int, metavar="X", help="epochs of a teacher that is trained first [--epochs]")
     p.add_argument("--name", metavar="X", help="folder of the run under --runs [DATA-PRESET-METHOD-seedN]")
     p.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are kept [runs]")

@@ -1,6 +1,6 @@
 """Voxels: from a list of points to the occupied cells of a grid.   (reads after: boxes.py   next: sparse.py)
 
-dims: N points of all B scans of a batch · F values a point (x, y, z, intensity, ...) · V occupied voxels ·
+dims: N points of all B scans of a batch · F values a point (x, y, z, intensity, ...) · V occupied voxels · P points kept of one ·
       D, H, W cells along z, y, x
 
 A LiDAR scan fills about one cell in a thousand, so a voxel is a row in a list (batch, z, y, x), not an entry
@@ -97,10 +97,8 @@ def cell_keys(points: Tensor, grid: Grid, batch_size: int) -> tuple[Tensor, Tens
     """Rows (n,) of the points inside, and their cells' numbers ((batch*D + z)*H + y)*W + x (n,), of `cell_dtype`."""
     scan = points[:, 0]
     if len(points) and not (0 <= scan.min() and scan.max() < batch_size):  # written so that NaN fails too
-        found = f"{scan.min():g} to {scan.max():g}"
-        raise ValueError(f"scan numbers (column 0) must be 0 to {batch_size - 1}, found {found}")
-    low = points.new_tensor(grid.point_range[:3], dtype=torch.float32)
-    size = points.new_tensor(grid.voxel_size, dtype=torch.float32)
+        raise ValueError(f"scan numbers (column 0) must be 0 to {batch_size - 1}, found {scan.min():g} to {scan.max():g}")
+    low, size = (points.new_tensor(metres, dtype=torch.float32) for metres in (grid.point_range[:3], grid.voxel_size))
     inside, cells = (points * 0).sum(1) == 0, []  # 0 times a NaN or infinite value is NaN
     for axis, length in enumerate(grid.shape[::-1]):
         cell = ((points[:, 1 + axis].float() - low[axis]) / size[axis]).floor()  # float32, as the reference

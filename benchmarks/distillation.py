@@ -32,7 +32,7 @@ def price(method: str, teacher, student, distil, batch, repeats: int) -> tuple[d
     """Seconds of {"student", "teacher", "distilling"}, in turns; and what the method tells of its last step."""
     import torch
 
-    from baselines import with_teacher_boxes
+    from baselines import labels_for
     from rdd import total_loss
 
     told = {}
@@ -48,7 +48,7 @@ def price(method: str, teacher, student, distil, batch, repeats: int) -> tuple[d
         out_s = student(x)
         terms, seen = distil(out_s, out_t, batch)
         told.update(seen)
-        taught = with_teacher_boxes(batch, out_t, student.cfg.label_score) if method == "lad" else batch
+        taught = labels_for(batch, out_t, replace(student.cfg, method=method))
         total_loss(student.loss(out_s, taught), terms).backward()
         student.zero_grad(), distil.zero_grad()
 

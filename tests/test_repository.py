@@ -20,7 +20,7 @@ except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("", "data", "metrics", "benchmarks", "assignments", "tests")
+FOLDERS = ("", "data", "metrics", "benchmarks", "tests")
 SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))]
 CODE = [path for path in SOURCES if path.parent.name != "tests"]
 CORE = ("config", "voxelize", "backbone", "heads", "detector", "rdd", "train")
