@@ -1,4 +1,4 @@
-"""Pictures of numbers: loss and accuracy against steps and time, and who is faster.   (reads after: plot.py)
+"""Pictures of numbers: loss and accuracy against steps and time, and who is faster.   (reads after: plot.py  next: stops.py)
 
 Their command is `python plot.py RUN ...`; `python -m benchmarks --figure` draws the ratios.
 dims: S logged steps
