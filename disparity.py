@@ -2,6 +2,7 @@
 
     python disparity.py --teacher runs/NAME/last.pt --student cp-voxel-xxs-cpu --out DIR     train with RDD, look 4 times
     python disparity.py --teacher runs/NAME/last.pt --student runs/NAME-rdd/last.pt --out DIR     as it stands, no training
+    python disparity.py ... --student runs/NAME-rdd/last.pt --normalise standardise --out DIR     the same without magnitude
 
 RDD (rdd.py) measures, for every pair of regions, the disparity d = ||Rhat^S - Rhat^T||_2 of Eq. 3 and 7, and selects by it
 (m*, Eq. 5). Here both are collected over all validation frames, at several stops of the student's training, and sorted
@@ -14,7 +15,8 @@ RDD (rdd.py) measures, for every pair of regions, the disparity d = ||Rhat^S - R
 
 DIR/disparity.json holds each bin's pairs: count, quartiles of d, selected share (null where there is no pair), and
 DIR/disparity.png shows them. Student and psi are in eval mode: d differs from the training log's, whose psi normalises by
-the batch. d is in the unit of the features, which training changes: compare bins of a stop rather than stops of a bin.
+the batch. d is in the unit of the features, which training changes: compare bins of a stop rather than stops of a bin. And
+features are larger where there are more points: `--normalise standardise` measures the same pairs by their correlation.
 dims: R region pairs · M objects of a scan
 """
 
@@ -181,18 +183,21 @@ def picture(path: Path, records: Sequence[dict[str, Any]], title: str = "") -> "
         tidy(axes[1, column], "", "", "selected share of the pairs" if column == 0 else "")
         axes[1, column].set_xticks(range(len(last)), [f"{bin['bin']} ({bin['count']})" for bin in last], rotation=60, ha="right",
                                    rotation_mode="anchor", fontsize=8)  # fmt: skip
+        axes[1, column].set_xlim(-0.6, len(last) - 0.4)
     for k, side in enumerate(SIDES):
         bins = [record["side"][k] for record in records]
         steps = [record["step"] for record in records]
         _marks(axes[:, 3], steps, bins, COLOURS[side], f"proposed by the {side} ({bins[-1]['count']})", "-")
     tidy(axes[0, 3], "over training", "", "")
     tidy(axes[1, 3], "", "step", "")
+    axes[1, 3].set_xlim(0, 1.05 * records[-1]["step"])
+    highest = max((bin["q75"] for record in records for name in TITLES for bin in record[name] if bin["count"]), default=1)
     for ax in axes[0]:
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(0, 1.05 * highest or 1)
     for ax in axes[1]:
         ax.set_ylim(0, 1.02)
-    axes[0, 0].legend(frameon=False, fontsize=8)
-    axes[0, 3].legend(frameon=False, fontsize=8)
+    for ax in axes[0, [0, 3]]:
+        ax.legend(frameon=False, fontsize=8, loc="lower left")
     figure.suptitle(title, fontsize=11)
     return save(figure, path)
 
@@ -214,7 +219,7 @@ def _marks(axes: Sequence["Axes"], x: Sequence[float], bins: list[dict[str, Any]
 
 def parser() -> ArgumentParser:
     p = ArgumentParser(prog="disparity.py", description=__doc__)
-    p.add_argument("--student", required=True, metavar="PRESET|CHECKPOINT", help="trained here with RDD; or a run as it stands")
+    p.add_argument("--student", required=True, metavar="PRESET|CHECKPOINT", help="trained here; a run as it stands")
     add_run_options(p)
     return p
 

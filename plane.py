@@ -201,13 +201,14 @@ def picture(path: Path, points: Sequence[dict[str, Any]], teacher: dict[str, Any
                         color=colour[label])  # fmt: skip
     if teacher is not None:
         ax.scatter(teacher["nats"], teacher[score], marker="*", s=180, color=colour["teacher"], zorder=3, label="teacher")
-    tidy(ax, title, "I(X; f), nats per value of the input: -1/2 log(1 - R^2)", f"I(y; f), read off the {ACCURACY[score]}")
+    tidy(ax, title, "I(X; f), nats per value of the input: −1/2 log(1 − R²)", f"I(y; f), read off the {ACCURACY[score]}")
     top = ax.secondary_xaxis("top", functions=(lambda x: 1 - np.exp(-2 * np.asarray(x)),
                                                lambda r2: -0.5 * np.log1p(-np.clip(r2, None, 1 - 1e-12))))  # fmt: skip
-    top.set_xlabel("R^2, variance of the input explained", fontsize=9)
+    top.set_xlabel("R², variance of the input explained", fontsize=9)
     top.tick_params(labelsize=8)
-    ax.margins(0.12)
-    ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
+    ax.margins(x=0.12)
+    highest = max(1.0, *(point[score] for point in (*points, *([teacher] if teacher else ()))))
+    ax.set_ylim(-0.08 * highest, 1.12 * highest)
     ax.legend(frameon=False, fontsize=8)
     return save(figure, path)
 
