@@ -220,7 +220,7 @@ def parser() -> ArgumentParser:
     p = ArgumentParser(prog="plane.py", description=__doc__)
     p.add_argument("--student", required=True, metavar="PRESET", help="what is trained, once a method and seed")
     p.add_argument("--methods", nargs="+", default=[ALONE, "rdd"], metavar="M", help="whose runs: none = alone [none rdd]")
-    p.add_argument("--seeds", type=int, default=1, metavar="N", help="runs a method, of seeds from --seed on [1]")
+    p.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds a method, from --seed on; one teacher for all [1]")
     p.add_argument("--input", choices=("map", "points"), default="map", help="what is reconstructed [the encoder's map]")
     p.add_argument("--decoder-frames", type=int, default=100, metavar="N", help="training frames a decoder is fitted to [100]")
     add_run_options(p)
@@ -235,6 +235,8 @@ def main() -> None:
     for method in given.methods:
         if method not in (ALONE, *METHODS):
             raise InputError(f"--methods: unknown {method!r}{did_you_mean(method, (ALONE, *METHODS))}")
+    if given.student.endswith(".pt"):
+        raise InputError(f"--student {given.student}: expected a preset, which is trained here; a checkpoint is one point")
     import parallel
     from data.batch import open_data
     from train import check_pair
@@ -253,7 +255,8 @@ def main() -> None:
                "points": []}  # fmt: skip
     for run in runs:
         name = f"{run.method}-seed{run.seed}"
-        for stop in stops(run, given.out / name, teacher if run.method != ALONE else None, steps, given.workers):
+        learns = run.method != ALONE or run.inherit
+        for stop in stops(run, given.out / name, teacher if learns else None, steps, given.workers):
             point = {"method": run.method, "seed": run.seed, "step": stop.step,
                      **point_of(stop.detector, training, validation, **place)}  # fmt: skip
             content["points"].append(point)

@@ -203,10 +203,14 @@ def test_command_draws_both_runs_at_the_same_stops(root, tmp_path, monkeypatch):
     assert [(p["method"], p["seed"], p["step"]) for p in content["points"]] == [
         ("none", 0, 2), ("none", 0, 4), ("rdd", 0, 2), ("rdd", 0, 4)]  # fmt: skip
     assert {"r2", "nats", "moderate_map_3d"} < set(content["teacher"]) and (tmp_path / "out" / "plane.png").is_file()
+    monkeypatch.setattr(sys, "argv", [*words, "--seeds", "2"])
     plane.main()
-    assert json.loads((tmp_path / "out" / "plane.json").read_text()) == content, "runs are kept, figures repeat themselves"
+    again = json.loads((tmp_path / "out" / "plane.json").read_text())
+    assert again["points"][:4] == content["points"] and again["teacher"] == content["teacher"], "runs are kept, figures repeat"
+    assert [p["seed"] for p in again["points"][4:]] == [1] * 4 and again["points"][5]["r2"] != content["points"][1]["r2"]
     for more, said in ((["--methods", "rddd"], "unknown 'rddd' .did you mean rdd"), (["--head", "anchor"], "differ in head"),
-                       (["--seeds", "0"], "--seeds: expected a number from 1 on")):  # fmt: skip
+                       (["--seeds", "0"], "--seeds: expected a number from 1 on"),
+                       (["--student", "runs/x/last.pt"], "expected a preset, which is trained here")):  # fmt: skip
         monkeypatch.setattr(sys, "argv", [*words, *more])
         with pytest.raises(InputError, match=said):
             plane.main()
