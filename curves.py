@@ -1,6 +1,7 @@
 """Pictures of numbers: loss and accuracy against steps and time, and who is faster.   (reads after: plot.py  next: stops.py)
 
-Their command is `python plot.py RUN ...`; `python -m benchmarks --figure` draws the ratios.
+Their command is `python plot.py RUN ...`, and `python plot.py sweeps` for figure 5a; `python -m benchmarks --figure` draws the
+ratios.
 dims: S logged steps
 """
 
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cli import InputError
-from plot import colours, new_figure, save, tidy
+from plot import COLOURS, colours, new_figure, save, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,8 +81,8 @@ def _line(ax: "Axes", rows: np.ndarray, across: int, colour: str, label: str, ma
 
 
 def curves(path: str | Path, runs: Sequence[tuple[str, str | Path]], metric: str | None = None,
-           terms: Sequence[str] = DETECTION) -> "Figure":  # fmt: skip
-    """Loss against steps, accuracy against steps, accuracy against training time, of (label, run folder) pairs.
+           terms: Sequence[str] = DETECTION, timed: bool = True) -> "Figure":  # fmt: skip
+    """Loss against steps, accuracy against steps and, if `timed`, against training time, of (label, run folder) pairs.
 
     Runs of one label are its seeds: their mean, in a band from the lowest to the highest. The loss is the sum
     of those `terms` that a run logs, as a running mean. metric: a key of the log's evaluations [the first of ACCURACY
@@ -93,8 +94,8 @@ def curves(path: str | Path, runs: Sequence[tuple[str, str | Path]], metric: str
     logged = {key for log in logs.values() for run in log for record in run if record["kind"] == "eval" for key in record}
     metric = metric or next((name for name in ACCURACY if name in logged), next(iter(ACCURACY)))
     colour = colours(logs)
-    figure = new_figure(12.0, 3.8)
-    loss, steps, time = figure.subplots(1, 3)
+    figure = new_figure(12.0 if timed else 8.4, 3.8)
+    loss, steps, *time = figure.subplots(1, 2 + timed)
     everything = []
     for label, log in logs.items():
         train, points = _series(log, "train", terms), _series(log, "eval", (metric,))
@@ -107,7 +108,7 @@ def curves(path: str | Path, runs: Sequence[tuple[str, str | Path]], metric: str
         _line(loss, smooth, 0, colour[label], label + seeds, "o" if len(train) == 1 else "")
         ends = [[r[metric] for r in run if r["kind"] == "eval" and r.get(metric) is not None][-1:] for run in log]
         final = f": {np.mean([end for (end,) in filter(None, ends)]):.1f}" if any(ends) else ""  # of each seed's own last
-        for ax, across in ((steps, 0), (time, 1)):
+        for across, ax in enumerate((steps, *time)):
             _line(ax, points, across, colour[label], label + final, "o")
     if not sum(map(len, everything)):
         where = ", ".join(str(run) for _, run in runs) or "no run"
@@ -119,14 +120,52 @@ def curves(path: str | Path, runs: Sequence[tuple[str, str | Path]], metric: str
         loss.set_yscale("log")
     name = ACCURACY.get(metric, metric)
     tidy(steps, "accuracy at equal steps", "step", name)
-    tidy(time, "accuracy at equal time", "training time (min)", name)
+    for ax in time:
+        tidy(ax, "accuracy at equal time", "training time (min)", name)
     figure.get_layout_engine().set(w_pad=0.12)
-    for ax in (loss, steps, time):
+    for ax in (loss, steps, *time):
         ax.set_xlim(left=0)
-    for ax in (steps, time):
+    for ax in (steps, *time):
         ax.set_ylim(bottom=0)
     for ax in (loss, steps):
         ax.legend(frameon=False, fontsize=8)
+    return save(figure, path)
+
+
+SWEPT = {"lambda": "lambda of Eq. 5, as printed", "alpha1": "alpha1, weight of L_feat", "alpha2": "alpha2, weight of L_logit"}
+
+
+def sweeps(path: str | Path, rows: Sequence[dict[str, Any]], usual: dict[str, float]) -> "Figure":
+    """Figure 5a of the paper: accuracy against lambda, alpha1 and alpha2, the others as usual.
+
+    rows: `table.rows_of` of the suite "sensitivity", whose variants are named "lambda 0.1" and so on; those without a run
+    are left out. usual: {"alpha1": value, ..} of the variant "rdd", which belongs to these sweeps too. A dot is a seed, the
+    line their mean, the bars its standard error; dashed: the student alone. Raises InputError when nothing was run.
+    """
+    rows = [row for row in rows if row["n"] and row["metric"] == rows[0]["metric"]]
+    panels = {name: [] for name in SWEPT}
+    for row in rows:
+        name, _, value = row["method"].partition(" ")
+        if name in panels:
+            panels[name].append((float(value), row))
+        for swept, value in usual.items() if name == "rdd" else ():
+            panels[swept].append((value, row))
+    if not any(len(points) > 1 for points in panels.values()):
+        raise InputError(f"{path}: expected runs of the suite sensitivity, found none")
+    figure = new_figure(12.0, 3.6)
+    for ax, (name, points) in zip(figure.subplots(1, 3, sharey=True), panels.items(), strict=True):
+        points.sort(key=lambda point: point[0])
+        places = np.arange(len(points))  # evenly: the values are spread over decades, and lambda has a 0
+        errors = [(row["std"] or 0) / row["n"] ** 0.5 for _, row in points]
+        ax.errorbar(places, [row["mean"] for _, row in points], errors, marker="o", capsize=3, color=COLOURS["student + RDD"])
+        for place, (_, row) in zip(places, points, strict=True):
+            ax.scatter([place] * row["n"], list(row["values"].values()), s=9, color=COLOURS["student + RDD"], alpha=0.4)
+        for row in rows:
+            if row["method"] == "none":
+                ax.axhline(row["mean"], color=COLOURS["student"], linestyle="--", linewidth=1, label="student alone")
+                ax.legend(frameon=False, fontsize=8)
+        ax.set_xticks(places, [f"{value:g}" for value, _ in points])
+        tidy(ax, SWEPT[name], "", ACCURACY.get(rows[0]["metric"], rows[0]["metric"]) if name == "lambda" else "")
     return save(figure, path)
 
 

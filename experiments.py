@@ -260,8 +260,8 @@ def side_by_side(count: int, words: list[str], runs: Path) -> None:
 # ------------------------------------------------------------------ what a suite looks like
 
 
-def pictures(suite: Suite, runs: Path, out: Path) -> None:
-    """What the runs of seed 0 look like: scenes, selected regions; and the curves of all seeds."""
+def pictures(suite: Suite, runs: Path, out: Path, timed: bool) -> None:
+    """What the runs of seed 0 look like: scenes, selected regions; and the curves of all seeds (`timed`: over time too)."""
     import torch
 
     import plot
@@ -306,9 +306,9 @@ def pictures(suite: Suite, runs: Path, out: Path) -> None:
                  *(seen[k].numpy() for k in ("side", "d", "m")), cfg.point_range, boxes=batch.boxes[0].numpy(),
                  title=f"region pairs of frame {frame.id[:8]}")  # fmt: skip
     drawn = {"teacher": f"{name_t}-seed*", "student": f"{name_s}-{ALONE}-seed*", "student + RDD": f"{name_s}-rdd-seed*",
-             "student, RDD's time": f"{name_s}-{ALONE}-*epochs-seed*"}  # fmt: skip
+             "student, longer": f"{name_s}-{ALONE}-*epochs-seed*"}  # fmt: skip
     curves(out / "curves.png", [(label, folder) for label, pattern in drawn.items()
-                                for folder in sorted(runs.glob(pattern)) if folder.is_dir()])  # fmt: skip
+                                for folder in sorted(runs.glob(pattern)) if folder.is_dir()], timed=timed)  # fmt: skip
 
 
 def parser() -> ArgumentParser:
@@ -358,7 +358,7 @@ def main() -> None:
 
     print("\n" + suite_table(given.suite, given.results))
     if "rdd" in given.variants and ALONE in given.variants:
-        pictures(suite, given.runs, figures)
+        pictures(suite, given.runs, figures, timed=not given.remember)
         print(f"\npictures: {', '.join(str(p) for p in sorted(figures.glob('*.png')))}")
 
 

@@ -129,7 +129,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         rows = training and input.dim() == 2 and len(input) > 2**16 and input.device.type == "cpu"
         x = input.T.contiguous()[None] if rows else input
         x = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training, self.momentum, self.eps)
-        return x[0].T if rows else x
+        return x[0].T.contiguous() if rows else x  # a row's values side by side: the next layer gathers rows
 
     def _global_forward(self, x: Tensor, per_channel: int) -> Tensor:
         axes = [d for d in range(x.dim()) if d != 1]

@@ -4,6 +4,7 @@
     python plot.py runs/demo/*-seed*              several runs; the seeds of one name become mean and range
     python plot.py alone=runs/A "with RDD=runs/B" --out both.png             under names of your own
     python plot.py scene --root /data/kitti --frame 000008                   is my data all right? look at it
+    python plot.py sweeps --out docs/sweeps.png                              figure 5a of the paper, from results/
     python plot.py scene --data nuscenes --root /data/nuscenes --version v1.0-mini --frame TOKEN --sweeps 10
 
 Every function writes one PNG and returns its matplotlib Figure. From above means: x (forward) is UP and y
@@ -326,9 +327,25 @@ def _with_velocities(boxes: np.ndarray, annotations: list[Any], path: Path) -> n
         raise InputError(f"{path}: expected {{annotation token: [vx, vy]}}, found something else ({error})") from None
 
 
+def sweeps_main(words: list[str]) -> None:
+    """Figure 5a from the records of the suite sensitivity."""
+    parser = ArgumentParser(prog="plot.py sweeps", description="accuracy against lambda, alpha1, alpha2 (figure 5a)")
+    parser.add_argument("--results", type=Path, default=Path("results/sim-nuscenes"), help="records [%(default)s]")
+    parser.add_argument("--out", required=True, help="picture to write")
+    args = parser.parse_args(words)
+    from config import Config
+    from curves import sweeps
+    from table import rows_of
+
+    sweeps(args.out, rows_of("sensitivity", args.results), {"alpha1": Config().alpha1, "alpha2": Config().alpha2})
+    print(args.out)
+
+
 def main() -> None:
     if sys.argv[1:2] == ["scene"]:
         return scene_main(sys.argv[2:])
+    if sys.argv[1:2] == ["sweeps"]:
+        return sweeps_main(sys.argv[2:])
     parser = ArgumentParser(prog="plot.py", description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="[LABEL=]RUN", help="run folders [label: their name]")
     parser.add_argument("--out", help="picture to write [curves.png in the run, or beside several]")

@@ -135,7 +135,7 @@ def suite_table(name: str, folder: Path) -> str:
     ran = [run for row in rows for run in row["runs"].values()]
     kinds = list(classes(ran[0])) if ran else []
     paper = any((row["student"].removesuffix("-cpu"), row["method"]) in PAPER for row in rows) and "demo" not in name
-    head = ["model", "params", "GMACs", "of teacher", "steps", "min", *kinds]
+    head = ["model", "params", "GMACs", "of teacher", "steps", "price", *kinds]
     for metric in metrics:
         head += [METRICS[metric], "vs. alone [95 %]"]
     head += ["seeds", f"{METRICS[metrics[0]]} of each"] + ["paper"] * paper
@@ -168,8 +168,15 @@ def _cost(row: dict[str, Any]) -> list[str]:
         return [DASH] * 5
     steps, ratio = sorted({r["steps"] for r in runs}), row["macs_ratio"]
     return [f"{runs[0]['parameters'] / 1e3:.0f} k", f"{runs[0]['macs'] / 1e9:.2f}", DASH if ratio is None else f"{ratio:.2f}",
-            str(steps[0]) if len(steps) == 1 else f"{steps[0]}–{steps[-1]}",
-            f"{statistics.fmean(r['seconds'] for r in runs) / 60:.1f}"]  # fmt: skip
+            str(steps[0]) if len(steps) == 1 else f"{steps[0]}–{steps[-1]}", _price(row)]  # fmt: skip
+
+
+def _price(row: dict[str, Any]) -> str:
+    """Of a step, in steps of the student alone; measured on the first seed (experiments.price_of)."""
+    if row["method"].startswith(ALONE):
+        return "1"
+    price = row["runs"].get(0, {}).get("price")
+    return DASH if price is None else f"{price:.2f}"
 
 
 def _mean_classes(row: dict[str, Any], kinds: list[str]) -> list[str]:

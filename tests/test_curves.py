@@ -98,3 +98,32 @@ def test_log_cut_short_by_a_kill_is_read_and_a_broken_one_is_named(tmp_path):
     for runs in ([("run", run)], []):
         with pytest.raises(InputError, match="found none"):
             curves.curves(tmp_path / "c.png", runs)
+
+
+def test_sweeps_show_every_seed_and_its_mean_and_the_usual_point_in_both_weights(tmp_path):
+    def row(method, *values):
+        spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        mean = float(np.mean(values)) if values else None
+        return {"method": method, "metric": "map", "mean": mean, "std": spread, "n": len(values),
+                "values": dict(enumerate(values))}  # fmt: skip
+
+    rows = [row("none", 10.0, 12.0), row("rdd", 14.0, 18.0), row("lambda 0.5", 13.0), row("lambda 0", 12.0, 12.0),
+            row("alpha1 0.05", 11.0, 11.0), row("alpha1 1"), row("alpha2 1", 9.0, 9.0)]  # fmt: skip
+    rows += [row | {"metric": "nds", "mean": 99.0} for row in rows]
+    figure = curves.sweeps(tmp_path / "s.png", rows, {"alpha1": 0.2, "alpha2": 0.2})
+    drawn = {}
+    for ax, name in zip(figure.axes, ("lambda", "alpha1", "alpha2"), strict=True):
+        alone, mean = next(line for line in ax.lines if line.get_linestyle() == "--"), ax.containers[0].lines[0]
+        assert set(alone.get_ydata()) == {11.0}
+        drawn[name] = [tick.get_text() for tick in ax.get_xticklabels()], list(mean.get_ydata())
+    assert drawn == {"lambda": (["0", "0.5"], [12, 13]), "alpha1": (["0.05", "0.2"], [11, 16]), "alpha2": (["0.2", "1"], [16, 9])}
+    bars = figure.axes[1].containers[0].lines[2][0].get_segments()
+    assert np.allclose(bars[1][:, 1], [16 - 2, 16 + 2]), "standard error: 2.83 / sqrt(2)"
+    assert (tmp_path / "s.png").stat().st_size > 5000
+    with pytest.raises(InputError, match="expected runs of the suite sensitivity"):
+        curves.sweeps(tmp_path / "t.png", rows[:2], {})
+
+
+def test_without_time_there_are_two_panels(tmp_path):
+    run = write_run(tmp_path / "a")
+    assert len(curves.curves(tmp_path / "c.png", [("alone", run)], timed=False).axes) == 2

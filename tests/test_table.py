@@ -19,10 +19,10 @@ SUITE = Suite("sim", (("big", "small"),), {"none": {"method": "none"}, "rdd": {"
 def write(tmp_path, monkeypatch):
     monkeypatch.setitem(table.SUITES, "trial", SUITE)
 
-    def write(student, variant, seed, ap, seconds=60.0, price=None):
+    def write(student, variant, seed, ap, price=None):
         level = {"easy": 0.0, "moderate": ap, "hard": 0.0}
         record = {"teacher": "big", "student": student, "variant": variant, "seed": seed, "epochs": 8, "steps": 10,
-                  "method": variant.split(",")[0], "seconds": seconds, "price": price,
+                  "method": variant.split(",")[0], "seconds": 60.0, "price": price,
                   "parameters": 1000 if student == "small" else 4000, "macs": 2e9 if student == "small" else 8e9,
                   "scores": [{"moderate_map_3d": 0.0}, {"moderate_map_3d": ap, "moderate_map_bev": 2 * ap, "step": 10}],
                   "last": {"strict": {"Car": {"AP_R40": {"3d": level}}, "Cyclist": {"AP_R40": {"3d": None}}}},
@@ -41,13 +41,13 @@ def cells(text, label):
 
 def test_rows_are_means_over_seeds_all_seeds_are_shown_and_what_nobody_ran_is_a_dash(write):
     for seed, ap in ((0, 10.0), (1, 20.0)):
-        folder = write("small", "none", seed, ap, seconds=60.0 * (seed + 1))
-        write("small", "rdd", seed, ap + 5 + seed)
+        folder = write("small", "none", seed, ap)
+        write("small", "rdd", seed, ap + 5 + seed, price=1.55 if seed == 0 else None)
     write("big", "teacher", 0, 50.0)
     text = table.suite_table("trial", folder)
     alone, rdd, hint = (cells(text, f"`small` {word}") for word in ("alone", "+ RDD", "+ Hint"))
-    cost = [alone[column] for column in ("params", "GMACs", "of teacher", "steps", "min")]
-    assert cost == ["1 k", "2.00", "0.25", "10", "1.5"]
+    cost = [alone[column] for column in ("params", "GMACs", "of teacher", "steps", "price")]
+    assert cost == ["1 k", "2.00", "0.25", "10", "1"] and rdd["price"] == "1.55"
     assert alone["mAP 3D"] == "15.0 ± 7.1" and alone["mAP BEV"] == "30.0 ± 14.1" and alone["mAP 3D of each"] == "10.0, 20.0"
     assert alone["Car 3D"] == "15.0" and alone["Cyclist 3D"] == "0.0", "a class without a result counts as 0"
     assert rdd["mAP 3D"].startswith("20.5") and rdd["seeds"] == "2"
