@@ -3,7 +3,7 @@
     python experiments.py demo                              simulate, teacher, students, table, pictures  (make demo)
     python experiments.py demo --seeds 3                    the README's table; finished runs are kept, a killed suite goes on
     python experiments.py sim-nuscenes --jobs 2 --remember  two processes side by side, each with its share of the cores
-    python experiments.py sim-nuscenes --variants none rdd  some of its rows
+    python experiments.py sim-nuscenes --students cp-voxel-xxs-cpu --variants none rdd      some of its rows
 
 The protocol, the same for every method: one teacher per seed; the student's initialisation, data order and schedule
 depend on the seed only; the last epoch is reported, whatever the best was; every seed is reported. Weights are the
@@ -108,6 +108,7 @@ def claim(path: Path) -> Iterator[bool]:
 def run_suite(name: str, given: Any, root: str) -> None:
     """Do jobs until every one has its record. Several processes may do this at once, on one machine or a shared disk."""
     suite = SUITES[name]
+    suite = replace(suite, pairs=tuple(pair for pair in suite.pairs if pair[1] in given.students))
     while True:
         records = read_records(given.results)
         every = jobs(suite, root, given.variants, given.seeds, records)
@@ -315,7 +316,8 @@ def parser() -> ArgumentParser:
     p = ArgumentParser(prog="experiments.py", description=__doc__)
     p.add_argument("suite", choices=list(SUITES), help="which set of runs")
     p.add_argument("--seeds", type=int, metavar="N", help="the first N seeds of every variant [the suite's]")
-    p.add_argument("--variants", nargs="+", metavar="V", help="some of the suite's rows [all]")
+    p.add_argument("--variants", nargs="+", metavar="V", help="some of the suite's variants [all]")
+    p.add_argument("--students", nargs="+", metavar="PRESET", help="some of the suite's students [all]")
     p.add_argument("--jobs", type=int, default=1, metavar="N", help="processes side by side [1]")
     p.add_argument(
         "--remember", action="store_true", help="keep what a teacher says of each batch on the disk, for the next method"
@@ -333,10 +335,12 @@ def main() -> None:
     suite = SUITES[given.suite]
     given.runs = given.runs or Path("runs") / (suite.folder or given.suite)
     given.results, figures = given.results or given.runs / "results", given.figures or given.runs / "figures"
-    given.variants = given.variants or list(suite.variants)
-    for name in given.variants:
-        if name not in suite.variants:
-            raise InputError(f"--variants: unknown {name!r}{did_you_mean(name, suite.variants)}")
+    known = {"variants": list(suite.variants), "students": [student for _, student in suite.pairs]}
+    for option, names in known.items():
+        setattr(given, option, getattr(given, option) or names)
+        for name in getattr(given, option):
+            if name not in names:
+                raise InputError(f"--{option}: unknown {name!r}{did_you_mean(name, names)}")
     if given.jobs < 1 or (given.seeds is not None and given.seeds < 1):
         raise InputError(f"expected --jobs and --seeds from 1 on, found {given.jobs} and {given.seeds}")
     from train import prepare_data

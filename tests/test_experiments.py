@@ -35,7 +35,7 @@ def suite(monkeypatch):
 
 
 def given(tmp_path, **changes):
-    chosen = {"variants": list(VARIANTS), "seeds": None, "remember": False}
+    chosen = {"variants": list(VARIANTS), "students": ["small"], "seeds": None, "remember": False}
     return Namespace(**{**chosen, "runs": tmp_path / "runs", "results": tmp_path / "results", **changes})
 
 
@@ -198,3 +198,15 @@ def test_resampled_scores_are_those_of_the_drawn_frames(suite, root, tmp_path): 
     alone = resampled(one, {data.ids[2]: found[data.ids[2]]}, detector.cfg, draws=2)  # one frame: every draw is itself
     expected = {k: pytest.approx([v] * 2, abs=1e-3) for k, v in headline(evaluate_detector(detector, one, "cpu")).items()}
     assert alone == expected
+
+
+@pytest.mark.parametrize(("option", "name", "meant"), [("--variants", "rdx", "rdd"), ("--students", "cp-voxel-xs-cpu", "xxs")])
+def test_a_row_that_the_suite_has_not_is_named(monkeypatch, option, name, meant):
+    monkeypatch.setattr("sys.argv", ["experiments.py", "demo", option, name])
+    with pytest.raises(InputError, match=f"{option}: unknown '{name}'.*{meant}"):
+        experiments.main()
+
+
+def test_students_choose_among_the_pairs(suite, root, tmp_path):  # noqa: F811
+    run_suite("trial", given(tmp_path, students=["another"]), str(root))
+    assert not list(tmp_path.glob("r*")), "nothing of this suite is of that student"
