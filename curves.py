@@ -170,28 +170,27 @@ def sweeps(path: str | Path, rows: Sequence[dict[str, Any]], usual: dict[str, fl
 
 
 def ratios(path: str | Path, rows: Sequence[dict[str, Any]]) -> "Figure":
-    """How many times as fast as the peer, of benchmark rows (`benchmarks.Row` as dicts) that have a ratio; a tick where
-    the goal is. Ratio 1 = equally fast; the axis is logarithmic, so twice as fast and half as fast look alike."""
-    rows = [row for row in rows if row["ratio"] is not None]
-    if not rows:
-        raise InputError(f"{path}: expected benchmark rows with a ratio, found none")
-    figure = new_figure(10.0, 1.2 + 0.24 * len(rows))
+    """How the benchmark rows that have a goal (`benchmarks.Row` as dicts) stand to it: a dot is a case, at its ratio over the
+    goal; 1 = reached. One line for each subject and peer, with how many of its cases reach theirs. The axis is logarithmic.
+    Raises InputError when no row has a goal."""
+    groups: dict[str, list[float]] = {}
+    for row in rows:
+        if row["ratio"] is not None and row["goal"]:
+            name = f"{row['subject']} / {row['peer']}" if row["peer"] else f"{row['subject']}: share of the machine's rate"
+            groups.setdefault(name, []).append(row["ratio"] / row["goal"])
+    if not groups:
+        raise InputError(f"{path}: expected benchmark rows with a goal, found none")
+    figure = new_figure(9.0, 1.4 + 0.36 * len(groups))
     ax = figure.subplots()
-    subjects = list(dict.fromkeys(row["subject"] for row in rows))
-    colour = colours(subjects)
-    for y, row in enumerate(rows):
-        ax.barh(y, np.log2(row["ratio"]), color=colour[row["subject"]], height=0.7)
-        side = "left" if row["ratio"] >= 1 else "right"
-        ax.text(np.log2(row["ratio"]), y, f" {row['ratio']:.2f} ", fontsize=7, va="center", ha=side)
-        if row["goal"]:
-            ax.plot([np.log2(row["goal"])] * 2, [y - 0.45, y + 0.45], color="black", linewidth=1.5)
-    tidy(ax, "how many times as fast (black: the goal)", "", "")
-    ax.set_yticks(range(len(rows)), [f"{row['case']} / {row['peer']}" for row in rows], fontsize=7)
-    low, high = (f(np.log2(row["ratio"]) for row in rows) for f in (min, max))
-    ticks = np.arange(np.floor(min(low, -1)), np.ceil(max(high, 1)) + 1)
-    ax.set_xticks(ticks, [f"{2.0**tick:g}x" for tick in ticks])
-    ax.set(xlim=(ticks[0] - 0.2, ticks[-1] + 0.6), ylim=(len(rows) - 0.4, -0.6))
-    ax.axvline(0, color="#7a7a7a", linewidth=0.8)
-    figure.legend(handles=[ax.barh(0, 0, color=colour[s], label=s) for s in subjects], loc="outside lower center",
-                  ncols=4, frameon=False, fontsize=8)  # fmt: skip
+    for y, values in enumerate(groups.values()):
+        for reached, colour in ((True, COLOURS["student + RDD"]), (False, COLOURS["student"])):
+            some = [value for value in values if (value >= 1) == reached]
+            ax.scatter(some, [y] * len(some), s=28, color=colour, alpha=0.55, linewidth=0)
+    ax.axvline(1, color="#1a1a1a", linewidth=1)
+    tidy(ax, "speed of this project over the goal: a dot is a case, right of the line it is reached", "ratio / goal", "")
+    told = [f"{name}   {sum(value >= 1 for value in values)} of {len(values)}" for name, values in groups.items()]
+    ax.set_yticks(range(len(groups)), told, fontsize=8)
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
+    ax.set_ylim(len(groups) - 0.4, -0.6)
     return save(figure, path)

@@ -77,14 +77,15 @@ def voxelize(points: Tensor, grid: Grid, batch_size: int, max_points: int | None
         first = counts.cumsum(0) - counts  # (V,) where each run begins
         place = torch.arange(len(run), device=run.device) - first.index_select(0, run)
         kept = place < (len(run) if max_points is None else max_points)
+        counts = counts if max_points is None else counts.clamp(max=max_points)
         if max_voxels is not None:
-            rank = appearance_rank(key.long() // prod(grid.shape), point.index_select(0, first), len(points))
-            kept_voxel = rank < max_voxels  # (V,)
+            scan = key.long() // prod(grid.shape)
+            kept_voxel = appearance_rank(scan, point.index_select(0, first), len(points)) < max_voxels  # (V,)
             kept &= kept_voxel[run]
             run = (kept_voxel.cumsum(0) - 1)[run]  # rows move up; rows of dropped voxels are not used below
-            key = key[kept_voxel]
-        point, run = point[kept], run[kept]
-        counts = torch.bincount(run, minlength=len(key))
+            key, counts = key[kept_voxel], counts[kept_voxel]
+        row = kept.nonzero()[:, 0]
+        point, run = point.index_select(0, row), run.index_select(0, row)
 
     begin = counts.cumsum(0) - counts
     # embedding_bag adds the points of a run one after the other: the same bits in every run, on CUDA too
@@ -99,17 +100,16 @@ def cell_keys(points: Tensor, grid: Grid, batch_size: int) -> tuple[Tensor, Tens
     if len(points) and not (0 <= scan.min() and scan.max() < batch_size):  # written so that NaN fails too
         raise ValueError(f"scan numbers (column 0) must be 0 to {batch_size - 1}, found {scan.min():g} to {scan.max():g}")
     low, size = (points.new_tensor(metres, dtype=torch.float32) for metres in (grid.point_range[:3], grid.voxel_size))
-    inside, cells = (points * 0).sum(1) == 0, []  # 0 times a NaN or infinite value is NaN
+    inside, cells = (points[:, 3 if grid.any_height else 4 :] * 0).sum(1) == 0, []  # 0 times NaN or infinity is NaN
     for axis, length in enumerate(grid.shape[::-1]):
         cell = ((points[:, 1 + axis].float() - low[axis]) / size[axis]).floor()  # float32, as the reference
         if axis == 2 and grid.any_height:
             cell = cell.clamp(0, length - 1)
-        inside &= (cell >= 0) & (cell < length)  # compared as floats: a huge coordinate has no int
+        inside &= (cell >= 0) & (cell < length)  # as floats: NaN and infinity lie in no cell
         cells.append(cell)
     point = inside.nonzero()[:, 0]
-    dtype, (depth, height, width) = cell_dtype(batch_size, grid.shape), grid.shape
-    b, x, y, z = (column.index_select(0, point).to(dtype) for column in (scan, *cells))
-    return point, ((b * depth + z) * height + y) * width + x
+    b, x, y, z = (column.index_select(0, point).to(cell_dtype(batch_size, grid.shape)) for column in (scan, *cells))
+    return point, ((b * grid.shape[0] + z) * grid.shape[1] + y) * grid.shape[2] + x
 
 
 def cell_dtype(batch_size: int, shape: tuple[int, int, int]) -> torch.dtype:

@@ -127,3 +127,18 @@ def test_sweeps_show_every_seed_and_its_mean_and_the_usual_point_in_both_weights
 def test_without_time_there_are_two_panels(tmp_path):
     run = write_run(tmp_path / "a")
     assert len(curves.curves(tmp_path / "c.png", [("alone", run)], timed=False).axes) == 2
+
+
+def test_ratios_count_what_reaches_its_goal(tmp_path):
+    row = {"subject": "boxes", "peer": "shapely", "goal": 20.0}
+    rows = [row | {"ratio": ratio} for ratio in (40.0, 10.0, 20.0, None)]
+    rows += [row | {"goal": None, "ratio": 5.0}, {"subject": "detectors", "peer": "", "goal": 0.7, "ratio": 0.35}]
+    (ax,) = curves.ratios(tmp_path / "r.png", rows).axes
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == [
+        "boxes / shapely   2 of 3",
+        "detectors: share of the machine's rate   0 of 1",
+    ]
+    dots = sorted(tuple(point) for points in ax.collections for point in points.get_offsets().data)
+    assert np.allclose(dots, [(0.5, 0), (0.5, 1), (1, 0), (2, 0)])
+    with pytest.raises(InputError, match="expected benchmark rows with a goal"):
+        curves.ratios(tmp_path / "none.png", rows[3:5])
