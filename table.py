@@ -220,23 +220,44 @@ def sheet_table() -> str:
     return markdown(json.loads((ROOT / "results" / "sheet.json").read_text()))
 
 
-def bench_table(goals_only: bool = False) -> str:
-    """results/bench.json, as `python -m benchmarks --json` wrote it: every row, or those that have a goal."""
+def bench_records() -> dict[str, dict[str, Any]]:
+    """{subject: record} of results/bench.json, as `python -m benchmarks --json` wrote it."""
     path = ROOT / "results" / "bench.json"
-    records = json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def bench_table() -> str:
+    """Every row that was measured, and how."""
     lines = ["what case ours against theirs ratio goal note".split(), ["---", "---", "--:", "---", *["--:"] * 3, "---"]]
-    for row in (row for record in records.values() for row in record["rows"] if row["goal"] is not None or not goals_only):
+    for row in (row for record in bench_records().values() for row in record["rows"]):
         ratio, goal = (DASH if row[key] is None else f"{row[key]:.2f}" for key in ("ratio", "goal"))
         ours, theirs = amount(row["ours"], row["unit"]), amount(row["theirs"], row["unit"]) if row["peer"] else DASH
         lines.append([row["subject"], row["case"], ours, row["peer"] or DASH, theirs, ratio, goal, row["note"]])
+    return _bench(lines)
+
+
+def goals_table() -> str:
+    """Of each subject, peer and goal: how many cases reach it, and from which ratio to which they go."""
+    groups: dict[tuple, list[float]] = {}
+    for row in (row for record in bench_records().values() for row in record["rows"]):
+        if row["ratio"] is not None and row["goal"]:
+            groups.setdefault((row["subject"], row["peer"] or "the machine's own rate", row["goal"]), []).append(row["ratio"])
+    lines = ["what|against|cases|lowest ratio|median|highest|goal|reached".split("|"), ["---", "---", *["--:"] * 6]]
+    for (subject, peer, goal), found in groups.items():
+        spread = (f"{value:.2f}" for value in (min(found), statistics.median(found), max(found)))
+        lines.append([subject, peer, len(found), *spread, f"{goal:.2f}", sum(ratio >= goal for ratio in found)])
+    return _bench(lines)
+
+
+def _bench(lines: list[list[Any]]) -> str:
     text = "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
-    said = dict.fromkeys(f"`{r['command']}`, {r['date']}, {r['machine']}." for r in records.values())
-    return "\n\n".join([text, *([] if goals_only else said)])
+    said = dict.fromkeys(f"`{r['command']}`, {r['date']}, {r['machine']}." for r in bench_records().values())
+    return "\n\n".join([text, *said])
 
 
 def fill(text: str) -> str:
     """A page's text with every table made anew."""
-    tables = {"readings": readings_table, "sheet": sheet_table, "bench": bench_table, "bench-goals": lambda: bench_table(True)}
+    tables = {"readings": readings_table, "sheet": sheet_table, "bench": bench_table, "bench-goals": goals_table}
     tables |= {name: lambda name=name: suite_table(name, ROOT / "results" / (SUITES[name].folder or name)) for name in SUITES}
 
     def table(match: re.Match) -> str:
