@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, get_args, get_origin
 
 from cli import InputError, did_you_mean
+from values import check_values
 
 
 def opt(default: Any, help: str, group: str = "", choices: tuple[str, ...] = ()) -> Any:  # noqa: A002 (argparse's word)
@@ -162,33 +163,11 @@ def add_options(parser: argparse.ArgumentParser, groups: Iterable[str] = (DATA, 
 
 
 def override(cfg: Config, changes: dict[str, Any]) -> Config:
-    """`cfg` with some fields replaced, and checked.
-
-    Raises InputError for an unknown choice or a value that no model could be built from.
-    """
+    """`cfg` with some fields replaced. Raises InputError for a value that makes no sense (`values.check_values`)."""
     cfg = replace(cfg, **changes)
-    for f in fields(cfg):
-        choices, value = f.metadata.get("choices"), getattr(cfg, f.name)
-        if choices and value not in choices:
-            raise InputError(f"--{f.name.replace('_', '-')}: unknown value {value!r}{did_you_mean(value, choices)}")
     if len(cfg.width) == 1:  # --width 0.5: the same factor everywhere
         cfg = replace(cfg, width=cfg.width * 3)
-    if len(cfg.width) != 3 or min(cfg.width) <= 0:
-        raise InputError(f"--width: expected one factor, or three (encoder, BEV, head), above 0; found {cfg.width}")
-    if len(cfg.point_range) != 6 or any(cfg.point_range[i] >= cfg.point_range[i + 3] for i in range(3)):
-        raise InputError(f"--point-range: expected x0,y0,z0,x1,y1,z1 with minimum below maximum; found {cfg.point_range}")
-    if len(cfg.paste) != len(cfg.classes):
-        raise InputError(f"--paste: expected one count per class ({len(cfg.classes)}); found {cfg.paste}")
-    if cfg.circle_nms and len(cfg.circle_nms) != len(cfg.task_classes):
-        raise InputError(f"--circle-nms: expected one number per task ({len(cfg.task_classes)}); found {cfg.circle_nms}")
-    for name in ("epochs", "batch_size", "eval_every", "log_every", "sweeps", "roi_size", "proposals", "lr", "clip", "tau",
-                 "fraction", "kd_weight"):  # fmt: skip
-        if getattr(cfg, name) <= 0:
-            raise InputError(f"--{name.replace('_', '-')}: expected a number above 0; found {getattr(cfg, name)}")
-    if cfg.fraction > 1 or cfg.lam < 0:
-        raise InputError(f"expected --fraction up to 1 and --lam from 0 on; found {cfg.fraction} and {cfg.lam}")
-    if len(cfg.label_score) not in (1, len(cfg.classes)):
-        raise InputError(f"--label-score: expected one score, or one per class ({len(cfg.classes)}); found {cfg.label_score}")
+    check_values(cfg)
     return cfg
 
 

@@ -19,6 +19,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -245,6 +246,7 @@ def side_by_side(count: int, words: list[str], runs: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": share, "MKL_NUM_THREADS": share}
     logs = [runs / f"job{k}.log" for k in range(count)]
     print(f"{count} processes of {share} threads; what they say: {', '.join(map(str, logs))}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: the children end with it
     children = [subprocess.Popen([sys.executable, __file__, *words, "--jobs", "1", "--no-pictures"], env=environment,
                                  stdout=open(log, "a"), stderr=subprocess.STDOUT) for log in logs]  # fmt: skip
     try:
@@ -341,8 +343,14 @@ def main() -> None:
         for name in getattr(given, option):
             if name not in names:
                 raise InputError(f"--{option}: unknown {name!r}{did_you_mean(name, names)}")
-    if given.jobs < 1 or (given.seeds is not None and given.seeds < 1):
-        raise InputError(f"expected --jobs and --seeds from 1 on, found {given.jobs} and {given.seeds}")
+    for option, number in (("--jobs", given.jobs), ("--seeds", given.seeds)):
+        if number is not None and number < 1:
+            raise InputError(f"{option}: expected a number from 1 on; found {number}")
+    for folder in (given.runs, given.results, *([] if given.no_pictures else [figures])):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{folder}: the folder cannot be made ({error.strerror or error})") from None
     from train import prepare_data
 
     if suite.scenes and not given.root:
@@ -351,7 +359,8 @@ def main() -> None:
 
         given.root = f"datasets/{suite.data}-scenes{suite.scenes}"
         (simulate_nuscenes if "nuscenes" in suite.data else simulate_kitti)(given.root, seed=suite.scenes)
-    root = prepare_data(replace(preset(suite.pairs[0][0], suite.data), root=given.root), workers=os.cpu_count() or 1).root
+    first = replace(preset(suite.pairs[0][0], suite.data), data=suite.data, root=given.root)
+    root = prepare_data(first, workers=os.cpu_count() or 1).root
     if given.jobs > 1:
         side_by_side(given.jobs, sys.argv[1:], given.runs)
     else:

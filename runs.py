@@ -7,6 +7,7 @@ the time spent training up to there, evaluation left out. last.pt holds all that
 and the augmentation need nothing, they are functions of the step (data/batch.py).
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -57,13 +58,22 @@ def check_same_run(folder: Path, cfg: Config) -> dict[str, Any] | None:
     return content
 
 
+def fingerprint(detector: Detector) -> str:
+    """Of its weights: what a run remembers of its teacher."""
+    digest = hashlib.sha256()
+    for name, value in detector.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 class RunFolder:
     """runs/NAME: config.json, command.txt, environment.txt, metrics.jsonl, last.pt, best.pt."""
 
-    def __init__(self, path: Path, cfg: Config, student: Detector, distil: nn.Module | None, optimizer: Any,
-                 scaler: Any) -> None:  # fmt: skip
+    def __init__(self, path: Path, cfg: Config, student: Detector, distil: nn.Module | None, optimizer: Any, scaler: Any,
+                 teacher: Detector | None = None) -> None:  # fmt: skip
         self.path, self.cfg, self.student, self.distil = path, cfg, student, distil
         self.optimizer, self.scaler = optimizer, scaler
+        self.teacher = fingerprint(teacher) if teacher else ""
         self.seconds = 0.0  # spent training, evaluation left out
         self.best = -1.0
 
@@ -74,6 +84,8 @@ class RunFolder:
             if parallel.rank() == 0:
                 self._begin()
             return 0
+        if content.get("teacher", self.teacher) != self.teacher:  # older checkpoints do not know theirs
+            raise InputError(f"{self.path}: this run was begun with another teacher; choose another --name, or delete the folder")
         load_weights(self.student, content["model"], last)
         if self.distil is not None:
             load_weights(self.distil, content["distil"], last)
@@ -126,8 +138,13 @@ class RunFolder:
             self.save(step, "best.pt")
 
     def save(self, step: int, name: str = "last.pt") -> None:
+        """Raises InputError instead when a weight is NaN or infinite: the loss of a last step comes before its update."""
+        for key, value in self.student.state_dict().items():
+            if not value.isfinite().all():
+                raise InputError(f"step {step}: the update made {key} NaN or infinite; nothing was saved. Lower --lr")
         if parallel.rank() == 0:
             save_checkpoint(self.path / name, {
                 "format": 1, "config": to_json(self.cfg), "step": step, "seconds": self.seconds, "best": self.best,
                 "model": self.student.state_dict(), "distil": self.distil.state_dict() if self.distil else {},
-                "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()})  # fmt: skip
+                "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+                "teacher": self.teacher})  # fmt: skip

@@ -69,7 +69,7 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
     training = TrainingFrames(frames, cfg, object_database(cfg, frames))
     per_epoch = steps_per_epoch(len(training), cfg.batch_size)
     last_step = per_epoch * cfg.epochs
-    run = RunFolder(folder, cfg, student, distil, optimizer, scaler)
+    run = RunFolder(folder, cfg, student, distil, optimizer, scaler, teacher)
     step = run.restore()
     stop = min(last_step, stop_after or last_step)
 
@@ -263,6 +263,9 @@ def parser() -> ArgumentParser:
 def main() -> None:
     args = vars(parser().parse_args())
     given = {f.name: args[f.name] for f in fields(Config) if f.name in args}
+    for option, lowest in (("workers", 0), ("stop_after", 1), ("teacher_epochs", 1)):
+        if args[option] is not None and args[option] < lowest:
+            raise InputError(f"--{option.replace('_', '-')}: expected a number from {lowest} on; found {args[option]}")
     if args["teacher"] is None and args["student"] is None:
         raise InputError("nothing to train: give --teacher, --student or both (see --help)")
     data = given.get("data", "")
@@ -277,7 +280,7 @@ def main() -> None:
         cfg_t, checkpoint = resolve(args["teacher"], 0, data)
         if checkpoint is None:  # a trained teacher stays what it was trained as
             cfg_t = override(cfg_t, {**(common if args["student"] else given), "method": "none"})
-            if args["teacher_epochs"]:
+            if args["teacher_epochs"] is not None:
                 cfg_t = override(cfg_t, {"epochs": args["teacher_epochs"]})
     if args["student"] is not None:
         cfg_s, _ = resolve(args["student"], 1, data or (cfg_t.data if cfg_t else ""))

@@ -113,7 +113,7 @@ def test_wrong_words_get_one_line(words, hint):
 
 
 @pytest.mark.parametrize(("changes", "hint"), [
-    ({"method": "rd"}, "did you mean rdd"), ({"select": "tops"}, "did you mean top"), ({"epochs": 0}, "above 0"),
+    ({"method": "rd"}, "did you mean rdd"), ({"select": "tops"}, "did you mean top"), ({"epochs": 0}, "from 1 on"),
     ({"width": (1.0, 2.0)}, "one factor, or three"), ({"point_range": (0, 0, 0, 1, -1, 1)}, "minimum below maximum"),
     ({"paste": (1,)}, "one count per class"), ({"kd_weight": 0.0}, "--kd-weight: expected a number above 0"),
     ({"label_score": (0.6, 0.5)}, "one score, or one per class"),

@@ -1,6 +1,7 @@
 """experiments.py: a suite is all of its runs, each once, whatever stopped it and however many work at it."""
 
 import json
+import sys
 from argparse import Namespace
 from dataclasses import fields, replace
 from functools import partial
@@ -210,3 +211,15 @@ def test_a_row_that_the_suite_has_not_is_named(monkeypatch, option, name, meant)
 def test_students_choose_among_the_pairs(suite, root, tmp_path):  # noqa: F811
     run_suite("trial", given(tmp_path, students=["another"]), str(root))
     assert not list(tmp_path.glob("r*")), "nothing of this suite is of that student"
+
+
+def test_a_suite_of_real_data_asks_for_it(monkeypatch, tmp_path):
+    """Presets are the simulated set's by default: a suite's data set must win."""
+    monkeypatch.setattr("sys.argv", ["experiments.py", "kitti", "--root", "/nowhere/kitti"])
+    asked = []
+    monkeypatch.setattr("train.prepare_data", lambda cfg, workers: asked.append((cfg.data, cfg.root)) or cfg)
+    monkeypatch.setattr(experiments, "run_suite", lambda *args: None)
+    monkeypatch.setattr("sys.argv", [*sys.argv, "--no-pictures"])
+    monkeypatch.chdir(tmp_path)
+    experiments.main()
+    assert asked == [("kitti", "/nowhere/kitti")]

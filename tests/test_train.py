@@ -110,6 +110,26 @@ def test_a_folder_of_another_run_is_refused(root, tmp_path):
         train(config(root, lr=0.001), tmp_path / "run")
 
 
+def test_a_run_knows_its_teacher(root, tmp_path):
+    cfg = config(root, method="rdd")
+    teacher, other = train_module_teacher(cfg), build(config(root, seed=7)).eval()
+    train(cfg, tmp_path / "run", teacher, stop_after=1)
+    with pytest.raises(InputError, match="begun with another teacher"):
+        train(cfg, tmp_path / "run", other)
+    train(cfg, tmp_path / "run", teacher, stop_after=2)
+    assert read_checkpoint(tmp_path / "run" / "last.pt")["step"] == 2
+
+
+def test_weights_that_the_last_update_broke_are_not_saved(root, tmp_path, monkeypatch):
+    cfg = config(root)
+    train(cfg, tmp_path / "run", stop_after=1)
+    before = (tmp_path / "run" / "last.pt").read_bytes()
+    monkeypatch.setattr(train_module, "one_cycle", lambda step, steps, peak: (math.inf, 0.9))
+    with pytest.raises(InputError, match=r"step 2: the update made .* NaN or infinite; nothing was saved"):
+        train(cfg, tmp_path / "run", stop_after=2)
+    assert (tmp_path / "run" / "last.pt").read_bytes() == before
+
+
 def test_the_teacher_is_untouched_and_not_in_the_checkpoint(root, tmp_path):
     cfg = config(root, method="rdd")
     teacher = train_module_teacher(cfg)
@@ -228,7 +248,9 @@ def command(*words):
 @pytest.mark.parametrize(("words", "hint"), [
     ((), "nothing to train"), (("--teacher", "cp-voxle"), "did you mean cp-voxel"), (("--studnet",), "did you mean --student"),
     (("--student", "--method", "rdd"), "needs a --teacher"), (("--student", "runs/none/last.pt"), "no such checkpoint"),
-    (("--student", "--data", "kity"), "did you mean kitti"),
+    (("--student", "--data", "kity"), "did you mean kitti"), (("--student", "--workers", "-1"), "--workers: expected a number from 0"),
+    (("--student", "--stop-after", "0"), "--stop-after: expected a number from 1 on; found 0"),
+    (("--teacher", "--student", "--teacher-epochs", "0"), "--teacher-epochs: expected a number from 1"),
     (("--student", "cp-voxel-xxs-cpu", "--data", "kitti", "--root", "/nowhere"), "expected a KITTI root"),
 ])  # fmt: skip
 def test_wrong_commands_get_one_line_and_status_2(words, hint):
