@@ -248,7 +248,8 @@ def command(*words):
 @pytest.mark.parametrize(("words", "hint"), [
     ((), "nothing to train"), (("--teacher", "cp-voxle"), "did you mean cp-voxel"), (("--studnet",), "did you mean --student"),
     (("--student", "--method", "rdd"), "needs a --teacher"), (("--student", "runs/none/last.pt"), "no such checkpoint"),
-    (("--student", "--data", "kity"), "did you mean kitti"), (("--student", "--workers", "-1"), "--workers: expected a number from 0"),
+    (("--student", "--data", "kity"), "did you mean kitti"),
+    (("--student", "--workers", "-1"), "--workers: expected a number from 0 on; found -1"),
     (("--student", "--stop-after", "0"), "--stop-after: expected a number from 1 on; found 0"),
     (("--teacher", "--student", "--teacher-epochs", "0"), "--teacher-epochs: expected a number from 1"),
     (("--student", "cp-voxel-xxs-cpu", "--data", "kitti", "--root", "/nowhere"), "expected a KITTI root"),
