@@ -133,6 +133,16 @@ def test_colours_follow_roles_and_are_never_shared():
     assert found["sim-teacher"] == plot.COLOURS["teacher"] and found["none"] == plot.COLOURS["student"]
     assert len(set(found.values())) == len(found)
     assert plot.colours(["rdd", "student + RDD"])["student + RDD"] == plot.COLOURS["student + RDD"]
+    for alone in ("student alone", "none", "student"):
+        assert plot.colours(["student + hint", alone])[alone] == plot.COLOURS["student"]
+
+
+@pytest.mark.parametrize("name, said", [("x.foo", r"ending in .*\.png.*; found \.foo"), ("file/x.png", "can be written")])
+def test_a_picture_that_cannot_be_written_is_one_line(tmp_path, name, said):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=said) as error:
+        plot.save(plot.new_figure(1, 1), tmp_path / name)
+    assert "\n" not in str(error.value) and [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 # ------------------------------------------------------------------ regions
@@ -269,3 +279,8 @@ def test_real_nuscenes_key_frame_with_its_published_velocities(real_nuscenes, tm
         run_main(monkeypatch, *words[:-1], "3")
     with pytest.raises(InputError, match="no-such.json: expected"):
         run_main(monkeypatch, *words, "--velocities", tmp_path / "no-such.json")
+    (tmp_path / "wrong.json").write_text('{"meta": {}}')
+    for name, found in (("no-such", "FileNotFoundError"), ("wrong", "KeyError")):
+        with pytest.raises(InputError, match=rf"{name}\.json: expected a nuScenes submission.*{found}") as error:
+            run_main(monkeypatch, *words, "--results", tmp_path / f"{name}.json")
+        assert "\n" not in str(error.value)
