@@ -167,7 +167,7 @@ def writable_folder(path: Path) -> None:
         raise InputError(f"{path}: expected a folder to write in, found: {error.strerror or error}") from None
 
 
-def write_json(path: Path, content: dict) -> None:
+def write_json(path: Path, content: dict | list) -> None:
     """Write a JSON file whole or not at all: under another name first, then moved into place."""
     temporary = path.with_name(path.name + ".tmp")
     if path.is_dir():

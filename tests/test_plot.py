@@ -209,6 +209,18 @@ def test_no_region_and_one_region(tmp_path, n):
 # ------------------------------------------------------------------ command line
 
 
+@pytest.mark.parametrize("metrics, said", [({"moderate_map_3d": 1.0}, "a run with map and nds, found moderate_map_3d"),
+                                           (None, "expected runs of the suite sensitivity, found none")])  # fmt: skip
+def test_sweeps_of_another_suites_records_are_one_line(tmp_path, monkeypatch, metrics, said):
+    if metrics:
+        record = dict.fromkeys(("teacher", "student", "variant", "seed", "epochs", "steps", "seconds", "parameters", "macs"), 1)
+        record |= {"scores": [metrics], "last": {"strict": {}}, "resampled": metrics}
+        (tmp_path / "a.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=said) as error:
+        run_main(monkeypatch, "sweeps", "--results", tmp_path, "--out", tmp_path / "x.png")
+    assert "\n" not in str(error.value)
+
+
 def run_main(monkeypatch, *words):
     monkeypatch.setattr("sys.argv", ["plot.py", *map(str, words)])
     plot.main()
