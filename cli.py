@@ -29,11 +29,12 @@ def run_cli(main: Callable[[], None]) -> None:
         sys.stderr.close()
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """' (did you mean ...?)' for the nearest of `known`, or the whole list when nothing is near."""
+def did_you_mean(name: str, known: Iterable[str], most: int | None = None) -> str:
+    """' (did you mean ...?)' for the nearest of `known`, or the list when nothing is near: all of it, or the first `most`."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" (did you mean {near[0]}?)" if near else f" (known: {', '.join(known)})"
+    more = ", ..." if most is not None and len(known) > most else ""
+    return f" (did you mean {near[0]}?)" if near else f" (known: {', '.join(known[:most])}{more})"
 
 
 class ArgumentParser(argparse.ArgumentParser):

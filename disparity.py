@@ -191,7 +191,8 @@ def picture(path: Path, records: Sequence[dict[str, Any]], title: str = "") -> "
     tidy(axes[0, 3], "over training", "", "")
     tidy(axes[1, 3], "", "step", "")
     axes[1, 3].set_xlim(0, 1.05 * records[-1]["step"])
-    highest = max((bin["q75"] for record in records for name in TITLES for bin in record[name] if bin["count"]), default=1)
+    every = [bin for record in records for name in (*TITLES, "side") for bin in record[name]]
+    highest = max((bin["q75"] for bin in every if bin["count"]), default=1)
     for ax in axes[0]:
         ax.set_ylim(0, 1.05 * highest or 1)
     for ax in axes[1]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from cli import ArgumentParser, InputError, did_you_mean, run_cli
 from config import MODEL, Config, add_options
+from presets import DEFAULT_PAIR
 
 if TYPE_CHECKING:
     from data.kitti import Kitti
@@ -62,9 +63,9 @@ def evaluate_detector(detector: "Detector", dataset: "Kitti | NuScenes", device:
     """The official metrics of a detector on a data set; with `export`, the official result files too."""
     import parallel
 
+    if export is not None and parallel.rank() == 0:  # before the work, whose result it is to hold
+        writable_folder(export)
     found = detect(detector, dataset, device, batch_size)
-    if export is not None and parallel.rank() == 0:
-        export.mkdir(parents=True, exist_ok=True)
     if detector.cfg.layout == "nuscenes":
         return nuscenes_scores(dataset, found, export)
     return kitti_scores(dataset, found, export, detector.cfg.classes)
@@ -154,7 +155,19 @@ def headline(result: dict) -> dict[str, float]:
     return {f"moderate_map_{metric}": moderate_map(result, metric) for metric in ("3d", "bev")}
 
 
-def write_json(path: Path, content: dict) -> None:
+def writable_folder(path: Path) -> None:
+    """Make the folder, if it is not there, and see that files can be written in it. Raises InputError."""
+    import tempfile
+
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise InputError(f"{path}: expected a folder to write in, found: {error.strerror or error}") from None
+
+
+def write_json(path: Path, content: dict | list) -> None:
     """Write a JSON file whole or not at all: under another name first, then moved into place."""
     temporary = path.with_name(path.name + ".tmp")
     if path.is_dir():
@@ -268,6 +281,10 @@ def main() -> None:
     if sys.argv[1:2] == ["nuscenes"]:
         return nuscenes_main(sys.argv[2:])
     args = parser().parse_args()
+    if args.batch_size < 1:
+        raise InputError(f"--batch-size: expected a number from 1 on, found {args.batch_size}")
+    if args.data and args.data not in DEFAULT_PAIR:
+        raise InputError(f"--data: unknown data set {args.data!r}{did_you_mean(args.data, DEFAULT_PAIR)}")
     import parallel
     from data.batch import open_data
     from metrics.kitti import count_labels, format_table
@@ -275,6 +292,9 @@ def main() -> None:
 
     _, _, device = parallel.start()
     detector, content = load_detector(args.checkpoint, **{k: getattr(args, k) for k in DECODING if hasattr(args, k)})
+    if args.data not in (None, detector.cfg.data) and not args.root:
+        raise InputError(f"--data {args.data}: expected its --root too, found none, and that of the checkpoint holds"
+                         f" {detector.cfg.data}")  # fmt: skip
     cfg = replace(detector.cfg, root=args.root or detector.cfg.root, data=args.data or detector.cfg.data,
                   version=args.version or detector.cfg.version)  # fmt: skip
     frames = tuple(args.frames.split(",")) if args.frames else cfg.frames

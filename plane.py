@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 LABELS = {ALONE: "student alone", "rdd": "student + RDD"}
 RIDGE = 1e-6  # added to the features' correlation matrix, so that channels that repeat each other have a solution
+INPUTS = {"map": "the input", "points": "log(1 + points in a cell)"}  # --input: what is reconstructed
 MAPS = ("map", "moderate_map_3d")  # what is read off as I(y; f): nuScenes' mAP, KITTI's
 
 
@@ -172,10 +173,12 @@ def point_of(detector: "Detector", training: "Kitti | NuScenes", validation: "Ki
 # ------------------------------------------------------------------ picture
 
 
-def picture(path: Path, points: Sequence[dict[str, Any]], teacher: dict[str, Any] | None, title: str = "") -> "Figure":
+def picture(path: Path, points: Sequence[dict[str, Any]], teacher: dict[str, Any] | None, title: str = "",
+            kind: str = "map") -> "Figure":  # fmt: skip
     """The paths of all runs: thin a seed, thick with arrows their mean, markers growing from stop to stop; a star the teacher.
 
-    points: {"method", "seed", "step", "r2", "nats", and a key of MAPS}.
+    points: {"method", "seed", "step", "r2", "nats", and a key of MAPS}; kind: a key of INPUTS. All runs have the same stops: the
+    first and the last are named, once.
     """
     score = next(key for key in MAPS if key in points[0])
     methods = list(dict.fromkeys(point["method"] for point in points))
@@ -196,15 +199,15 @@ def picture(path: Path, points: Sequence[dict[str, Any]], teacher: dict[str, Any
         look = {"arrowstyle": "->", "color": colour[label], "linewidth": 1.6, "shrinkA": 3, "shrinkB": 4}
         for k in range(len(step) - 1):
             ax.annotate("", (x[k + 1], y[k + 1]), (x[k], y[k]), arrowprops=look)
-        for k in {0, len(step) - 1}:
+        for k in {0, len(step) - 1} if method == methods[-1] else ():
             ax.annotate(f"step {step[k]:g}", (x[k], y[k]), xytext=(6, -11), textcoords="offset points", fontsize=7,
                         color=colour[label])  # fmt: skip
     if teacher is not None:
         ax.scatter(teacher["nats"], teacher[score], marker="*", s=180, color=colour["teacher"], zorder=3, label="teacher")
-    tidy(ax, title, "I(X; f), nats per value of the input: −1/2 log(1 − R²)", f"I(y; f), read off the {ACCURACY[score]}")
+    tidy(ax, title, f"I(X; f), nats per value of {INPUTS[kind]}: −1/2 log(1 − R²)", f"I(y; f), read off the {ACCURACY[score]}")
     top = ax.secondary_xaxis("top", functions=(lambda x: 1 - np.exp(-2 * np.asarray(x)),
                                                lambda r2: -0.5 * np.log1p(-np.clip(r2, None, 1 - 1e-12))))  # fmt: skip
-    top.set_xlabel("R², variance of the input explained", fontsize=9)
+    top.set_xlabel(f"R², variance of {INPUTS[kind]} explained", fontsize=9)
     top.tick_params(labelsize=8)
     ax.margins(x=0.12)
     highest = max(1.0, *(point[score] for point in (*points, *([teacher] if teacher else ()))))
@@ -221,7 +224,7 @@ def parser() -> ArgumentParser:
     p.add_argument("--student", required=True, metavar="PRESET", help="what is trained, once a method and seed")
     p.add_argument("--methods", nargs="+", default=[ALONE, "rdd"], metavar="M", help="whose runs: none = alone [none rdd]")
     p.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds a method, from --seed on; one teacher for all [1]")
-    p.add_argument("--input", choices=("map", "points"), default="map", help="what is reconstructed [the encoder's map]")
+    p.add_argument("--input", choices=tuple(INPUTS), default="map", help="what is reconstructed [the encoder's map]")
     p.add_argument("--decoder-frames", type=int, default=100, metavar="N", help="training frames a decoder is fitted to [100]")
     add_run_options(p)
     return p
@@ -263,7 +266,7 @@ def main() -> None:
             score = next(key for key in MAPS if key in point)
             print(f"{name} step {stop.step}: R^2 {point['r2']:.3f}, I(X; f) {point['nats']:.3f} nats, {score} {point[score]:.2f}")
             write_json(given.out / "plane.json", content)
-    picture(given.out / "plane.png", content["points"], content["teacher"], f"{cfg.preset} in training, {cfg.data}")
+    picture(given.out / "plane.png", content["points"], content["teacher"], f"{cfg.preset} in training, {cfg.data}", given.input)
     print(given.out / "plane.png")
 
 

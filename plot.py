@@ -40,8 +40,8 @@ def colours(labels: Iterable[str]) -> dict[str, str]:
     """A colour for each label: that of the role it is or names ("x-rdd": student + RDD), else a free one."""
     labels = list(dict.fromkeys(labels))
     found = {label: COLOURS[label] for label in labels if label in COLOURS}
-    for role, word in (("student + RDD", "rdd"), ("teacher", "teacher"), ("student", "student"),
-                       ("student", "none")):
+    for role, word in (("student + RDD", "rdd"), ("teacher", "teacher"), ("student", "student alone"), ("student", "none"),
+                       ("student", "student")):  # the last one, or "student + hint" would take what is the student's own
         for label in labels:
             if label not in found and word in label.lower() and COLOURS[role] not in found.values():
                 found[label] = COLOURS[role]
@@ -71,8 +71,15 @@ def tidy(ax: "Axes", title: str, x: str, y: str) -> None:
 
 
 def save(figure: "Figure", path: str | Path) -> "Figure":
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    """Write the picture, in the format that the name's ending says. Raises InputError where that cannot be done."""
+    kind, known = Path(path).suffix[1:].lower(), figure.canvas.get_supported_filetypes()
+    if kind and kind not in known:
+        raise InputError(f"{path}: expected a picture's name, ending in .{', .'.join(sorted(known))}; found .{kind}")
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+    except OSError as error:
+        raise InputError(f"{path}: expected where a picture can be written, found: {error.strerror or error}") from None
     return figure
 
 
@@ -308,9 +315,12 @@ def nuscenes_panel(args: Any) -> dict[str, Any]:
         frame = replace(frame, boxes=_with_velocities(frame.boxes, data.tables.annotations(token), args.velocities))
     found = None
     if args.results:
-        every = json.loads(Path(args.results).read_bytes())["results"]
-        boxes = read_results(Path(args.results), list(every))
-        mine = boxes[np.flatnonzero(boxes.sample == list(every).index(token))] if token in every else boxes[:0]
+        try:
+            every = list(json.loads(Path(args.results).read_bytes())["results"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{args.results}: expected a nuScenes submission, {{meta, results}}, found {error!r}") from None
+        boxes = read_results(Path(args.results), every)
+        mine = boxes[np.flatnonzero(boxes.sample == every.index(token))] if token in every else boxes[:0]
         boxes_found = boxes_to_lidar(mine.translation, mine.size, mine.rotation, mine.velocity, data.tables.scans(token, 1)[0])
         found = face_forward(np.zeros((0, 3)), boxes_found)[1], mine.score
     points, boxes = face_forward(frame.points, frame.boxes)

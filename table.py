@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import amount
+from benchmarks import Row, amount
 from cli import ArgumentParser, InputError, run_cli
+from evaluate import write_json
 from experiments import equal_epochs, longer_variant, read_records
 from suites import ALONE, SUITES, TEACHER
 
@@ -26,6 +27,7 @@ ROOT = Path(__file__).parent
 KITTI = {"moderate_map_3d": "mAP 3D", "moderate_map_bev": "mAP BEV"}
 METRICS = KITTI | {"map": "mAP", "nds": "NDS"}
 DASH = "—"
+NEEDED = ("teacher", "student", "variant", "seed", "epochs", "steps", "parameters", "macs", "scores", "last", "resampled")
 LABELS = {"hinton": "Hinton KD", "hint": "Hint", "mimic": "Mimic", "fg": "FG", "gid-f": "GID-F", "gid-l": "GID-L", "lad": "LAD",
           "pp-logit": "PP-Logit", "point-distiller": "PointDistiller", "rdd": "RDD", "rdd-printed": "RDD as printed",
           "rdd-feat": "RDD, L_feat only", "rdd-logit": "RDD, L_logit only"}  # fmt: skip
@@ -84,8 +86,9 @@ def rows_of(name: str, folder: Path) -> list[dict[str, Any]]:
     difference to the student alone over the seeds that both have, with its interval), macs_ratio, as_long_as (the variants
     in whose time a longer student alone was trained) and `runs`, the records.
     """
-    suite, every = SUITES[name], read_records(folder)
-    rows = []
+    suite = SUITES[name]
+    metrics = [m for m in METRICS if (m in KITTI) == ("nuscenes" not in suite.data)]
+    every, rows = checked_records(folder, metrics), []
     for teacher, student in suite.pairs:
         of = {v: {r["seed"]: r for r in every.values() if (r["teacher"], r["student"], r["variant"]) == (teacher, student, v)}
               for v in suite.variants}  # fmt: skip
@@ -96,12 +99,29 @@ def rows_of(name: str, folder: Path) -> list[dict[str, Any]]:
         takes = {v: longer_variant(equal_epochs(runs[0]["epochs"], runs[0]["price"])) for v, runs in of.items()
                  if 0 in runs and runs[0].get("price")}  # fmt: skip
         for variant, runs in of.items():
-            for metric in [m for m in METRICS if (m in KITTI) == ("nuscenes" not in suite.data)]:
+            for metric in metrics:
                 rows.append({"suite": name, "teacher": teacher, "student": student if variant != TEACHER else teacher,
                              "method": variant, "metric": metric, **statistic(runs, of[ALONE], metric),
                              "macs_ratio": _ratio(runs, of[TEACHER]), "runs": runs,
                              "as_long_as": [v for v, longer in takes.items() if longer == variant]})  # fmt: skip
     return rows
+
+
+def checked_records(folder: Path, metrics: list[str]) -> dict[str, dict[str, Any]]:
+    """{run: record} of a suite. Raises InputError for a record that a table with these metrics cannot be made of."""
+    every = read_records(folder)
+    for run, record in every.items():
+        path = folder / f"{run}.json"
+        if lost := [key for key in NEEDED if key not in record]:
+            raise InputError(f"{path}: expected the record of a run, found one without {', '.join(lost)}")
+        try:
+            known = scores(record).keys() & record["resampled"].keys()
+            classes(record)
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise InputError(f"{path}: expected the record of a run, its scores are none ({error!r})") from None
+        if lost := [metric for metric in metrics if metric not in known]:
+            raise InputError(f"{path}: expected the record of a run with {' and '.join(lost)}, found {', '.join(sorted(known))}")
+    return every
 
 
 def statistic(runs: dict[int, dict], alone: dict[int, dict], metric: str) -> dict[str, Any]:
@@ -217,13 +237,34 @@ def readings_table() -> str:
 def sheet_table() -> str:
     from sheet import markdown
 
-    return markdown(json.loads((ROOT / "results" / "sheet.json").read_text()))
+    path = ROOT / "results" / "sheet.json"
+    try:
+        return markdown(read_json(path))
+    except (KeyError, TypeError, IndexError) as error:
+        raise InputError(f"{path}: expected what `detector.py sheet --json` wrote, found something else ({error!r})") from None
+
+
+def read_json(path: Path) -> Any:
+    """What a file of results/ holds. Raises InputError for one that is missing or cut off."""
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except ValueError as error:
+        raise InputError(f"{path}: expected JSON, found something else ({error})") from None
 
 
 def bench_records() -> dict[str, dict[str, Any]]:
     """{subject: record} of results/bench.json, as `python -m benchmarks --json` wrote it."""
     path = ROOT / "results" / "bench.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    records = read_json(path) if path.is_file() else {}
+    try:
+        for record in records.values():  # what is not there raises
+            {key: record[key] for key in ("command", "date", "machine")}
+            [row[key] for row in record["rows"] for key in Row.__dataclass_fields__]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: expected what `benchmarks --json` wrote, found something else ({error!r})") from None
+    return records
 
 
 def bench_table() -> str:
@@ -279,7 +320,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.json:
         rows = [row for name in SUITES for row in rows_of(name, ROOT / "results" / (SUITES[name].folder or name))]
-        args.json.write_text(json.dumps([{k: v for k, v in row.items() if k != "runs"} for row in rows], indent=1) + "\n")
+        write_json(args.json, [{k: v for k, v in row.items() if k != "runs"} for row in rows])
     for path in pages():
         before = path.read_text()
         after = fill(before)

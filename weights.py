@@ -11,6 +11,8 @@ import codecs
 import os
 import pickle
 import re
+import zipfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,13 +36,15 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         reason = str(error).splitlines()[0]
         raise InputError(f"{path}: checkpoint not written ({reason}); the previous one is untouched") from None
 
@@ -55,6 +59,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         found = f"a dict with keys {sorted(map(str, content))[:6]}" if isinstance(content, dict) else type(content).__name__
         hint = "; OpenPCDet's are read by: python detector.py import" if "model_state" in found else ""
         raise InputError(f"{path}: expected a checkpoint written by train.py (format 1), found {found}{hint}")
+    if lost := [key for key in ("config", "step") if key not in content]:
+        raise InputError(f"{path}: expected a checkpoint written by train.py, found one without {' and '.join(map(repr, lost))}")
     return content
 
 
@@ -70,13 +76,21 @@ def _load(path: Path, expected: str) -> Any:
         with torch.serialization.safe_globals(_NUMPY_NUMBERS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        reason = (str(error).splitlines() or ["unreadable"])[0]
-        raise InputError(f"{path}: expected {expected}, found a file torch cannot read safely: {reason[:120]}") from None
+        found = f"a file torch cannot read safely: {(str(error).splitlines() or ['unreadable'])[0][:120]}"
+        if not isinstance(error, OSError) and not _is_whole(path):
+            found = f"a truncated one or no checkpoint ({path.stat().st_size} bytes)"
+        raise InputError(f"{path}: expected {expected}, found {found}") from None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file is an archive with its table of contents, which is at its end, or a pickle of torch before 1.6."""
+    with open(path, "rb") as file:
+        return zipfile.is_zipfile(path) or file.read(1) == b"\x80"
 
 
 def _nearby(path: Path) -> str:
     runs = [str(p) for p in Path("runs").glob("*/last.pt")]
-    return did_you_mean(str(path), runs) if runs else ""
+    return did_you_mean(str(path), runs, most=3) if runs else ""
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
@@ -234,7 +248,6 @@ def main(argv: list[str]) -> None:
     path, out = args.pop("checkpoint"), args.pop("out")
     detector = Detector(override(cfg, args))
     weights = from_openpcdet(read_openpcdet(path), detector, path)
-    out.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(out, {"format": 1, "config": to_json(detector.cfg), "model": weights, "step": 0})
     print(f"{out}: {len(weights)} tensors, {sum(p.numel() for p in detector.parameters()):,} parameters, as {cfg.preset}"
           f" on {cfg.data}; its AP: python evaluate.py {out} --root DIR")  # fmt: skip

@@ -87,7 +87,9 @@ def run(rows: Callable[[int], Iterator[Row]], doc: str) -> None:
     args = p.parse_args()
     if args.repeats < 1:
         raise InputError(f"--repeats: expected at least 1, found {args.repeats}")
-    if args.threads:
+    if args.threads is not None:
+        if args.threads < 1:
+            raise InputError(f"--threads: expected at least 1, found {args.threads}")
         import torch
 
         torch.set_num_threads(args.threads)

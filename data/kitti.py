@@ -52,7 +52,7 @@ class Kitti:
             raise InputError(self._tree(split))
         if not frames and not listing.is_file():
             raise InputError(f"{self._tree(split)}\n  KITTI's own download has no ImageSets: get the lists, or use --frames")
-        self.ids = [str(id).zfill(6) for id in frames] or [words[0] for _, words in lines_of(listing)]
+        self.ids = [str(id).zfill(6) for id in frames if str(id)] if frames else [words[0] for _, words in lines_of(listing)]
         repeated = [id for id, count in Counter(self.ids).items() if count > 1]
         if repeated or not self.ids:
             found = f"{repeated[0]} twice" if repeated else "none"
@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--frames", default="", metavar="A,B", help="only these frames, e.g. 000000,000003")
     args = parser.parse_args()
     clouds = (Path(args.root) / "training" / "velodyne").glob("*.bin")
-    frames = [id for id in args.frames.split(",") if id] or ([] if args.split else sorted(path.stem for path in clouds))
+    frames = args.frames.split(",") if args.frames else [] if args.split else sorted(path.stem for path in clouds)
     data = Kitti(args.root, args.split or "train", frames)
 
     import torch  # only now: --help and a wrong root should answer at once

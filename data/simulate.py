@@ -53,10 +53,13 @@ def check_settings(out: Path, settings: dict) -> None:
 
 def begin(out: Path, settings: dict, folders: Iterable[str]) -> None:
     """A new set, or one that goes on: its settings are checked and written down, its folders made."""
-    check_settings(out, settings)
-    for folder in folders:
-        (out / folder).mkdir(parents=True, exist_ok=True)
-    write_text(out / "simulation.json", json.dumps(settings, indent=2) + "\n")
+    try:
+        check_settings(out, settings)
+        for folder in folders:
+            (out / folder).mkdir(parents=True, exist_ok=True)
+        write_text(out / "simulation.json", json.dumps(settings, indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"{out}: expected a folder to write a set in, found: {error.strerror or error}") from None
 
 
 def run(write: Callable[[tuple], None], tasks: list[tuple], workers: int, total: int, unit: str) -> None:

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+import benchmarks
 from benchmarks import evaluation, workloads
 from cli import InputError
 from data.kitti_files import read_objects
@@ -60,3 +61,14 @@ def test_time_and_memory_are_those_of_the_command_and_its_processes():
     assert 0.5 < evaluation.measure(["-c", both])[1] < 0.7
     with pytest.raises(InputError, match="ended with status 3"):
         evaluation.measure(["-c", "raise SystemExit(3)"])
+
+
+@pytest.mark.parametrize("words, said", [
+    (["--threads", "-1"], "--threads: expected at least 1, found -1"),
+    (["--threads", "0"], "--threads: expected at least 1, found 0"),
+    (["--repeats", "0"], "--repeats: expected at least 1, found 0"),
+])  # fmt: skip
+def test_numbers_below_one_are_refused(monkeypatch, words, said):
+    monkeypatch.setattr(sys, "argv", ["evaluation.py", *words])
+    with pytest.raises(InputError, match=said):
+        benchmarks.run(lambda repeats: iter(()), "nothing")

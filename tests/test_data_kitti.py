@@ -518,6 +518,7 @@ BAD_ROOTS = {
     "empty list": (rewrite("ImageSets/train.txt", "\n"), {}, "train.txt: expected frame numbers, each once, found none"),
     "twice in the list": (rewrite("ImageSets/train.txt", "000003\n000003\n"), {}, "found 000003 twice"),
     "twice asked for": (lambda _: None, {"frames": ["3", "000003"]}, "--frames: expected frame numbers, each once, found"),
+    "nothing asked for": (lambda _: None, {"frames": ["", ""]}, "--frames: expected frame numbers, each once, found none"),
     "a label missing": (without("training/label_2/000010.txt"), {},
                         "expected 2 frames, found 1 (missing: training/label_2/000010.txt); to use those: --frames 000003"),
     "all missing": (rewrite("ImageSets/train.txt", "\n".join(f"{i:06d}" for i in range(20, 30))), {},
@@ -525,6 +526,10 @@ BAD_ROOTS = {
                     "training/velodyne/000022.bin, ...)"),
     "asked for and missing": (lambda _: None, {"frames": ["77"]}, "expected 1 frames, found 0 (missing: training/velodyne/0"),
 }  # fmt: skip
+
+
+def test_commas_too_many_among_the_frames_are_dropped(root):
+    assert Kitti(root, frames=["", "3", ""]).ids == ["000003"]
 
 
 @pytest.mark.parametrize("change, options, message", BAD_ROOTS.values(), ids=BAD_ROOTS)

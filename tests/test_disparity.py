@@ -210,6 +210,10 @@ def test_picture_shows_the_medians_and_leaves_empty_bins_out(tmp_path):
     pixels = imread(tmp_path / "d.png")[..., :3]
     assert not (pixels == pixels[0, 0]).all()
     picture(tmp_path / "none.png", [summarise(some_pairs(0), cfg, 1)])
+    far = replace(some_pairs(300), side=np.ones(300, dtype=int), d=np.where(some_pairs(300).side, 50.0, 1.0))
+    record = {**summarise(far, cfg, 1), **{name: [] for name in disparity.TITLES}}
+    top = picture(tmp_path / "side.png", [record]).axes[0].get_ylim()[1]
+    assert top > record["side"][1]["q75"] == 50, "the last column's markers are within the axis too"
 
 
 def test_command_trains_looks_and_draws(root, tmp_path, monkeypatch, capsys):  # noqa: F811

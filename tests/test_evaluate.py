@@ -10,6 +10,10 @@ import pytest
 
 import evaluate
 from cli import InputError
+from config import to_json
+from detector import build
+from tests.scenes import tiny_config
+from weights import save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 LABEL = "Car 0.00 0 -1.58 587.01 173.33 614.12 210.00 1.65 1.67 3.64 -0.65 1.71 46.70 -1.59"
@@ -138,6 +142,29 @@ def test_json_that_cannot_be_written(folders, tmp_path, capsys):
         with pytest.raises(InputError, match="cannot be written"):
             score(*folders, "--json", str(out))
     assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--batch-size", "0"], "--batch-size: expected a number from 1 on, found 0"),
+    (["--batch-size", "-3"], "found -3"),
+    (["--data", "kittii"], r"unknown data set 'kittii' \(did you mean kitti\?\)"),
+    (["--data", "kitti"], "--data kitti: expected its --root too"),
+])  # fmt: skip
+def test_bad_options_with_a_checkpoint(tmp_path, monkeypatch, options, message):
+    cfg = tiny_config()
+    save_checkpoint(tmp_path / "last.pt", {"format": 1, "config": to_json(cfg), "model": build(cfg).state_dict(), "step": 3})
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", str(tmp_path / "last.pt"), *options])
+    with pytest.raises(InputError, match=message) as error:
+        evaluate.main()
+    assert "\n" not in str(error.value)
+
+
+def test_export_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "detect", lambda *_: pytest.fail("it began"))
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "new"):
+        with pytest.raises(InputError, match="expected a folder to write in, found: "):
+            evaluate.evaluate_detector(None, None, None, export=out)
 
 
 # ---- as a program

@@ -183,7 +183,10 @@ def test_picture_has_every_seed_their_mean_and_the_teacher(tmp_path):
     assert np.allclose(paths[0][:, 1], [10.5, 20.5, 30.5]) and np.allclose(paths[0][0, 0], (nats(0.1) + nats(0.12)) / 2)
     said = [text.get_text() for text in ax.get_legend().get_texts()]
     assert said == ["student alone (2 seeds)", "student + RDD (2 seeds)", "teacher"]
-    assert "mAP (%)" in ax.get_ylabel()
+    assert "mAP (%)" in ax.get_ylabel() and "value of the input:" in ax.get_xlabel()
+    assert [text.get_text() for text in ax.texts if text.get_text()] == ["step 50", "step 150"], "not once a method"
+    ax = picture(tmp_path / "p.png", some_points(), None, kind="points").axes[0]
+    assert "value of log(1 + points in a cell):" in ax.get_xlabel()
     pixels = imread(tmp_path / "p.png")[..., :3]
     assert not (pixels == pixels[0, 0]).all()
     ax = picture(tmp_path / "one.png", some_points(1, "moderate_map_3d")[:1], None).axes[0]

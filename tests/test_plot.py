@@ -133,6 +133,16 @@ def test_colours_follow_roles_and_are_never_shared():
     assert found["sim-teacher"] == plot.COLOURS["teacher"] and found["none"] == plot.COLOURS["student"]
     assert len(set(found.values())) == len(found)
     assert plot.colours(["rdd", "student + RDD"])["student + RDD"] == plot.COLOURS["student + RDD"]
+    for alone in ("student alone", "none", "student"):
+        assert plot.colours(["student + hint", alone])[alone] == plot.COLOURS["student"]
+
+
+@pytest.mark.parametrize("name, said", [("x.foo", r"ending in .*\.png.*; found \.foo"), ("file/x.png", "can be written")])
+def test_a_picture_that_cannot_be_written_is_one_line(tmp_path, name, said):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=said) as error:
+        plot.save(plot.new_figure(1, 1), tmp_path / name)
+    assert "\n" not in str(error.value) and [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 # ------------------------------------------------------------------ regions
@@ -197,6 +207,18 @@ def test_no_region_and_one_region(tmp_path, n):
 
 
 # ------------------------------------------------------------------ command line
+
+
+@pytest.mark.parametrize("metrics, said", [({"moderate_map_3d": 1.0}, "a run with map and nds, found moderate_map_3d"),
+                                           (None, "expected runs of the suite sensitivity, found none")])  # fmt: skip
+def test_sweeps_of_another_suites_records_are_one_line(tmp_path, monkeypatch, metrics, said):
+    if metrics:
+        record = dict.fromkeys(("teacher", "student", "variant", "seed", "epochs", "steps", "seconds", "parameters", "macs"), 1)
+        record |= {"scores": [metrics], "last": {"strict": {}}, "resampled": metrics}
+        (tmp_path / "a.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=said) as error:
+        run_main(monkeypatch, "sweeps", "--results", tmp_path, "--out", tmp_path / "x.png")
+    assert "\n" not in str(error.value)
 
 
 def run_main(monkeypatch, *words):
@@ -269,3 +291,8 @@ def test_real_nuscenes_key_frame_with_its_published_velocities(real_nuscenes, tm
         run_main(monkeypatch, *words[:-1], "3")
     with pytest.raises(InputError, match="no-such.json: expected"):
         run_main(monkeypatch, *words, "--velocities", tmp_path / "no-such.json")
+    (tmp_path / "wrong.json").write_text('{"meta": {}}')
+    for name, found in (("no-such", "FileNotFoundError"), ("wrong", "KeyError")):
+        with pytest.raises(InputError, match=rf"{name}\.json: expected a nuScenes submission.*{found}") as error:
+            run_main(monkeypatch, *words, "--results", tmp_path / f"{name}.json")
+        assert "\n" not in str(error.value)

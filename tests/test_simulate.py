@@ -414,6 +414,9 @@ def test_other_settings_and_other_folders_are_refused(small, tmp_path):
     (tmp_path / "broken" / "simulation.json").write_text("{")
     with pytest.raises(InputError, match="expected JSON"):
         simulate(tmp_path / "broken", train=1, val=0, progress=False)
+    with pytest.raises(InputError, match=r"simulation\.json/new: expected a folder to write a set in, found: ") as error:
+        simulate(tmp_path / "broken" / "simulation.json" / "new", train=1, val=0, progress=False)
+    assert "\n" not in str(error.value)
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess:

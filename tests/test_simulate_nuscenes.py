@@ -383,6 +383,8 @@ def test_other_settings_folders_and_numbers_are_refused(small, tmp_path):
     (tmp_path / "other" / "file").touch()
     with pytest.raises(InputError, match="empty or new folder"):
         simulate_nuscenes(tmp_path / "other", 1, 1, progress=False)
+    with pytest.raises(InputError, match="file/new: expected a folder to write a set in, found: "):
+        simulate_nuscenes(tmp_path / "other" / "file" / "new", 1, 1, progress=False)
     for wrong in ({"train": 0, "val": 0}, {"seed": -1}, {"sweeps": 10}, {"samples": (5, 4)}, {"samples": (0, 4)}, {"val": 151}):
         with pytest.raises(InputError, match="expected"):
             simulate_nuscenes(tmp_path / "none", workers=1, **SMALL | wrong)

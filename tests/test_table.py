@@ -111,6 +111,44 @@ def test_rows_for_machines(write, tmp_path, monkeypatch):
     assert {(r["method"], r["metric"]): r["mean"] for r in rows}["none", "moderate_map_bev"] == 20.0
 
 
+@pytest.mark.parametrize("damage, said", [
+    (lambda record: record.pop("teacher"), "found one without teacher"),
+    (lambda record: [record.pop("macs"), record.pop("seed")], "found one without seed, macs"),
+    (lambda record: record["scores"].clear(), "its scores are none .IndexError"),
+    (lambda record: record["scores"][-1].pop("moderate_map_3d"), "with moderate_map_3d, found moderate_map_bev"),
+    (lambda record: record["resampled"].clear(), "with moderate_map_3d and moderate_map_bev, found"),
+])  # fmt: skip
+def test_a_record_that_no_table_can_be_made_of_is_named(write, damage, said):
+    path = write("small", "none", 0, 10.0) / "small-none-seed0.json"
+    record = json.loads(path.read_text())
+    damage(record)
+    path.write_text(json.dumps(record))
+    with pytest.raises(InputError, match=rf"small-none-seed0\.json: expected the record of a run.*{said}") as error:
+        table.suite_table("trial", path.parent)
+    assert "\n" not in str(error.value)
+
+
+def test_files_of_results_that_are_cut_or_missing_are_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "ROOT", tmp_path)
+    with pytest.raises(InputError, match=r"sheet\.json: cannot be read \(No such file"):
+        table.sheet_table()
+    (tmp_path / "results").mkdir()
+    for text, said in (('{"boxes": {"rows": [', "expected JSON, found"), ('{"boxes": {}}', "KeyError"), ("[1]", "Error")):
+        for name, read in (("sheet", table.sheet_table), ("bench", table.bench_table), ("bench", table.goals_table)):
+            (tmp_path / "results" / f"{name}.json").write_text(text)
+            with pytest.raises(InputError, match=rf"{name}\.json: .*{said}") as error:
+                read()
+            assert "\n" not in str(error.value)
+
+
+def test_json_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "SUITES", {})
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("sys.argv", ["table.py", "--json", str(tmp_path / "file" / "rows.json")])
+    with pytest.raises(InputError, match=r"rows\.json: cannot be written"):
+        table.main()
+
+
 def test_the_paper_s_figures_stand_in_their_own_column(write, monkeypatch):
     monkeypatch.setitem(table.SUITES, "trial", Suite("sim", (("second", "second-s-cpu"),), SUITE.variants, {"": 1}, {}))
     text = table.suite_table("trial", write("other", "none", 0, 1.0))

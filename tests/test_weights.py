@@ -55,6 +55,32 @@ def test_no_checkpoint(tmp_path):
         read_checkpoint(tmp_path / "last.pt")
 
 
+def test_of_many_runs_three_are_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for k in range(5):
+        (tmp_path / "runs" / f"x{k}").mkdir(parents=True)
+        (tmp_path / "runs" / f"x{k}" / "last.pt").touch()
+    with pytest.raises(InputError, match=r"no such checkpoint \(known: (runs/x\d/last\.pt, ){3}\.\.\.\)$"):
+        read_checkpoint("somewhere/quite/else/best-of-all-detectors")
+    with pytest.raises(InputError, match=r"did you mean runs/x3/last\.pt"):
+        read_checkpoint("runs/x3/lats.pt")
+
+
+@pytest.mark.parametrize("key", ["config", "step"])
+def test_a_key_that_is_missing_is_named(tmp_path, key):
+    save_checkpoint(tmp_path / "last.pt", {k: v for k, v in content(tiny_config()).items() if k != key})
+    with pytest.raises(InputError, match=f"last.pt: expected a checkpoint .* found one without '{key}'") as error:
+        read_checkpoint(tmp_path / "last.pt")
+    assert one_line(error)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="new/last.pt: checkpoint not written") as error:
+        save_checkpoint(tmp_path / "file" / "new" / "last.pt", content(tiny_config()))
+    assert one_line(error)
+
+
 class WritesAFile:
     """What a malicious pickle looks like: unpickling it calls a function of its author's choice."""
 
@@ -98,6 +124,8 @@ def test_corrupt_and_foreign_files_are_refused_in_one_line_and_run_nothing(tmp_p
     with pytest.raises(InputError, match=f"last.pt.*expected {expected}") as error:
         read(path)
     assert one_line(error) and not (tmp_path / "pwned").exists()
+    if how in ("truncated", "empty", "text"):
+        assert str(error.value).endswith(f"found a truncated one or no checkpoint ({path.stat().st_size} bytes)")
 
 
 def test_the_malicious_pickle_of_these_tests_is_one(tmp_path, monkeypatch):
