@@ -361,6 +361,7 @@ def main() -> None:
     parser.add_argument("--out", help="picture to write [curves.png in the run, or beside several]")
     parser.add_argument("--metric", help="what to plot as accuracy [moderate_map_3d, nuScenes: nds]")
     parser.add_argument("--terms", default="cls,reg,dir", help="loss terms to add up [%(default)s]")
+    parser.add_argument("--steps-only", action="store_true", help="not against time, which --remember makes another's")
     args = parser.parse_args()
     runs = []
     for text in args.runs:
@@ -371,7 +372,7 @@ def main() -> None:
     out = args.out or (first.parent if len(runs) > 1 else first) / "curves.png"
     from curves import curves
 
-    curves(out, runs, args.metric, args.terms.split(","))
+    curves(out, runs, args.metric, args.terms.split(","), timed=not args.steps_only)
     print(out)
 
 
