@@ -228,12 +228,13 @@ def run_main(monkeypatch, *words):
 
 def test_command_line_groups_seeds_and_takes_labels(tmp_path, monkeypatch, capsys):
     drawn = {}
-    monkeypatch.setattr(curves, "curves", lambda path, runs, *_: drawn.update(path=path, runs=runs))
+    monkeypatch.setattr(curves, "curves", lambda path, runs, *_, timed: drawn.update(path=path, runs=runs, timed=timed))
     a, b, c = (write_run(tmp_path / name) for name in ("x-rdd-seed0", "x-rdd-seed1", "other"))
     run_main(monkeypatch, a, b, f"my label={c}")
-    assert drawn == {"path": tmp_path / "curves.png", "runs": [("x-rdd", a), ("x-rdd", b), ("my label", c)]}
-    run_main(monkeypatch, a)
-    assert drawn["path"] == a / "curves.png"
+    assert drawn == {"path": tmp_path / "curves.png", "timed": True,
+                     "runs": [("x-rdd", a), ("x-rdd", b), ("my label", c)]}  # fmt: skip
+    run_main(monkeypatch, a, "--steps-only")
+    assert drawn["path"] == a / "curves.png" and not drawn["timed"]
     assert capsys.readouterr().out.splitlines()[-1] == str(a / "curves.png")
 
 
