@@ -346,11 +346,10 @@ def main() -> None:
     for option, number in (("--jobs", given.jobs), ("--seeds", given.seeds)):
         if number is not None and number < 1:
             raise InputError(f"{option}: expected a number from 1 on; found {number}")
+    from evaluate import writable_folder
+
     for folder in (given.runs, given.results, *([] if given.no_pictures else [figures])):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{folder}: the folder cannot be made ({error.strerror or error})") from None
+        writable_folder(folder)
     from train import prepare_data
 
     if suite.scenes and not given.root:

@@ -223,3 +223,10 @@ def test_a_suite_of_real_data_asks_for_it(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     experiments.main()
     assert asked == [("kitti", "/nowhere/kitti")]
+
+
+def test_a_folder_that_cannot_be_made_is_named_before_the_work(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr("sys.argv", ["experiments.py", "demo", "--runs", str(tmp_path / "file")])
+    with pytest.raises(InputError, match="file: expected a folder to write in"):
+        experiments.main()
