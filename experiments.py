@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 from cli import ArgumentParser, InputError, did_you_mean, run_cli
 from config import Config, override
 from presets import preset
-from suites import ALONE, SUITES, TEACHER, Suite
+from suites import ALONE, SCENES, SUITES, TEACHER, Suite
 
 if TYPE_CHECKING:
     from detector import Detector
@@ -356,8 +356,8 @@ def main() -> None:
         from data.simulate_kitti import simulate_kitti
         from data.simulate_nuscenes import simulate_nuscenes
 
-        given.root = f"datasets/{suite.data}-scenes{suite.scenes}"
-        (simulate_nuscenes if "nuscenes" in suite.data else simulate_kitti)(given.root, seed=suite.scenes)
+        given.root = f"datasets/{suite.scenes}"
+        (simulate_nuscenes if "nuscenes" in suite.data else simulate_kitti)(given.root, **SCENES[suite.scenes])
     first = replace(preset(suite.pairs[0][0], suite.data), data=suite.data, root=given.root)
     root = prepare_data(first, workers=os.cpu_count() or 1).root
     if given.jobs > 1:
