@@ -98,7 +98,8 @@ class Config:
     softmax_axis: str = opt("channel", "axis of Eq. 2's softmax", DISTIL, ("channel", "spatial"))
     psi_order: str = opt("psi-first", "psi, the 1x1 adapter, before or after Eq. 2", DISTIL, ("psi-first", "normalise-first"))
     tau: float = opt(4.0, "temperature of Eq. 2", DISTIL)
-    select: str = opt("top", "how m* of Eq. 5 is solved", DISTIL, ("threshold", "relative", "top", "soft", "gaussian", "all"))
+    select: str = opt("top", "how m* of Eq. 5 is solved", DISTIL,
+                      ("threshold", "relative", "top", "soft", "gaussian", "all", "least", "random"))  # fmt: skip
     lam: float = opt(0.1, "lambda of Eq. 5, in units of d (threshold, soft), mean d (relative), nats (gaussian)", DISTIL)
     fraction: float = opt(0.6, "share of a scan's region pairs that select=top keeps, whatever lambda", DISTIL)
     p_cls: str = opt("sum", "Eq. 9's |differences| over a region: their sum, mean, or at its peak only", DISTIL,

@@ -53,7 +53,10 @@ class Job:
 
 
 def jobs(suite: Suite, root: str, variants: list[str], seeds: int | None, records: dict[str, dict]) -> list[Job]:
-    """The runs of a suite, seed by seed, each seed's teacher first. Equal-time runs are known once the `records` hold prices."""
+    """The runs of a suite, seed by seed, each seed's teacher first.
+
+    What depends on what others measured, `records`, is known once they have: runs of equal time, and of equal share.
+    """
     found: dict[str, Job] = {}
 
     def add(name: str, *rest: Any) -> None:
@@ -68,7 +71,11 @@ def jobs(suite: Suite, root: str, variants: list[str], seeds: int | None, record
                 cfg = override(preset(student, suite.data), {**base, **suite.variants[variant]})
                 name = run_name(student, variant, seed)
                 add(name, teacher, student, variant, cfg, teachers if cfg.method != "none" or cfg.inherit else "")
-                price = records.get(run_name(student, variant, 0), {}).get("price")
+                measured, default = (records.get(run_name(student, v, 0), {}) for v in (variant, "rdd"))
+                if suite.equal_share and (changes := equal_share(cfg, measured, default)):
+                    shared = f"{variant}, equal share"
+                    add(run_name(student, shared, seed), teacher, student, shared, override(cfg, changes), teachers)
+                price = measured.get("price")
                 if suite.equal_time and price:
                     epochs = equal_epochs(cfg.epochs, price)
                     longer = override(preset(student, suite.data), {**base, **suite.variants[ALONE], "epochs": epochs})
@@ -91,6 +98,23 @@ def equal_epochs(epochs: int, price: float) -> int:
     """How many epochs the student alone gets for `epochs` of a method, to a quarter of the schedule."""
     quarter = max(1, epochs // 4)
     return max(1, round(epochs * price / quarter) * quarter)
+
+
+def equal_share(cfg: Config, record: dict[str, Any], default: dict[str, Any]) -> dict[str, float]:
+    """The alphas that give a variant of RDD the default's share of the gradient, from what their first runs measured."""
+    if not record or not default or record["variant"] in (ALONE, default["variant"]):
+        return {}
+    found, wanted = record["shares"], default["shares"]
+    return {alpha: float(f"{getattr(cfg, alpha) * wanted[term] / found[term]:.3g}")
+            for alpha, term in (("alpha1", "feat"), ("alpha2", "logit")) if found.get(term)}  # fmt: skip
+
+
+def shares(lines: list[dict[str, Any]]) -> dict[str, float]:
+    """{term: norm of its gradient on the student's neck over the detection loss's}, the median of what a run's log holds."""
+    measured = [line for line in lines if line.get("pull_detection")]
+    terms = [key.removeprefix("pull_") for key in (measured[0] if measured else ()) if key.startswith("pull_")]
+    return {term: statistics.median(line[f"pull_{term}"] / line["pull_detection"] for line in measured)
+            for term in terms if term != "detection"}  # fmt: skip
 
 
 @contextmanager
@@ -142,7 +166,7 @@ def run_once(suite: str, job: Job, runs: Path, results: Path, keep_outputs: bool
 
     folder = runs / job.name
     teacher = load_detector(runs / job.needs / "last.pt")[0] if job.needs else None
-    measured = teacher is not None and job.cfg.method != "none" and job.cfg.seed == 0
+    measured = teacher is not None and job.cfg.method != "none" and job.cfg.seed == 0 and ", " not in job.variant
     price = price_of(job.cfg, teacher) if measured else None
     if teacher is not None and keep_outputs:
         teacher.forward = remembered(teacher, runs / job.needs / "outputs")
@@ -157,7 +181,7 @@ def run_once(suite: str, job: Job, runs: Path, results: Path, keep_outputs: bool
     record = {
         "suite": suite, "teacher": job.teacher, "student": job.student, "variant": job.variant, "seed": job.cfg.seed,
         "method": job.cfg.method, "epochs": job.cfg.epochs, "steps": evaluations[-1]["step"],
-        "seconds": evaluations[-1]["seconds"], "price": price,
+        "seconds": evaluations[-1]["seconds"], "price": price, "shares": shares(lines),
         "parameters": count_parameters(detector), "macs": count_macs(detector, sample),
         "scores": [{k: v for k, v in e.items() if k not in ("kind", "result")} for e in evaluations],
         "last": evaluations[-1]["result"], "best": max(evaluations, key=lambda e: e[key])["result"],

@@ -130,10 +130,11 @@ def solve_selection(info: Tensor, scan: Tensor, rule: str, lam: float, fraction:
                m_i* = 1[d_i >= lambda]
     relative   the same with lambda in units of the mean d of the pair's scan
     top        the same with, in each scan, the lambda that keeps this fraction of its pairs, the most disparate
+    least, random   no reading of the paper but what `top` is compared with: the same fraction, least disparate or any
     soft       one projected gradient step of size 1/lambda from m = 1: m_i = clip(d_i / lambda)
     gaussian   info from the Gaussian estimator, measured from the best-agreeing pair of the scan
     all        m = 1
-    In all of them but `top` and `all`, lambda = 0 keeps every pair and a larger lambda fewer, as the paper states.
+    Where lambda counts, lambda = 0 keeps every pair and a larger lambda fewer, as the paper states.
     """
     # UNSPECIFIED: with I >= 0 Eq. 5 is minimised by m = 0, selecting nothing, so I must be signed: I = -d, or I - max I.
     if rule == "all":
@@ -149,9 +150,11 @@ def solve_selection(info: Tensor, scan: Tensor, rule: str, lam: float, fraction:
             m[mine] = (info[mine] <= lam * info[mine].mean()).to(info.dtype)
         elif rule == "gaussian":
             m[mine] = (info[mine] - info[mine].max() + lam <= 0).to(info.dtype)
-        elif rule == "top":
+        else:
+            # Any: by the digits of I that say nothing, so that a run which is continued draws what it would have drawn.
+            order = {"top": info[mine], "least": -info[mine], "random": (1e3 * info[mine]).frac()}[rule]
             keep = max(1, round(fraction * len(mine)))
-            m[mine[info[mine].topk(keep, largest=False).indices]] = 1
+            m[mine[order.topk(keep, largest=False).indices]] = 1
     return m
 
 

@@ -20,6 +20,7 @@ class Suite:
     seeds: dict[str, int]  # variant -> how many seeds, 0 .. n - 1; "" = every other one
     changes: dict[str, Any]  # in the config of teacher and student
     equal_time: bool = True  # also the student alone for the time of each variant
+    equal_share: bool = False  # also each variant of RDD with alphas that give it the default's share of the gradient
     folder: str = ""  # of its runs and records, where it is another suite's
     first_seed: int = 0
     scenes: str = ""  # which of SCENES; "" = the usual ones of the data set
@@ -51,18 +52,11 @@ TUNING = {f"{name} x{x:g}": {"method": name, "kd_weight": x} for name in METHODS
 TUNING |= {f"lad above {x:g}": {"method": "lad", "label_score": (x,)} for x in SCORES}
 
 
-def over_headline(*pairs: tuple[str, str], seeds: dict[str, int], equal_time: bool = False, **variants: dict[str, Any]) -> Suite:
+def over_headline(*pairs: tuple[str, str], variants: dict[str, dict[str, Any]], seeds: dict[str, int] | None = None,
+                  equal_time: bool = False, equal_share: bool = False) -> Suite:  # fmt: skip
     """A suite on the scenes and schedule of the headline; its runs and records are the headline's."""
-    return Suite(
-        "sim-nuscenes",
-        pairs or (CP,),
-        {ALONE: {"method": "none"}, **variants},
-        seeds,
-        LONGER,
-        equal_time,
-        "sim-nuscenes",
-        scenes="sim-nuscenes-many",
-    )
+    return Suite("sim-nuscenes", pairs or (CP,), {ALONE: {"method": "none"}, **variants}, seeds or {"": 3}, LONGER, equal_time,
+                 equal_share, "sim-nuscenes", scenes="sim-nuscenes-many")  # fmt: skip
 
 
 SUITES = {
@@ -70,24 +64,26 @@ SUITES = {
     "demo-nuscenes": Suite("sim-nuscenes", (CP,), DEMO, {"": 1}, {}),
     "demo-nuscenes-long": Suite("sim-nuscenes", PAIRS, DEMO, {"": 1}, {"epochs": 16, "eval_every": 2}),
     # The paper's tables 3 and 4 on simulated data, sized for two CPU cores
-    "sim-nuscenes": over_headline(*PAIRS, seeds={"": 3, ALONE: 5, "pp-logit": 5, "rdd": 5}, equal_time=True, **EVERY),
+    "sim-nuscenes": over_headline(*PAIRS, variants=EVERY, seeds={"": 3, ALONE: 5, "pp-logit": 5, "rdd": 5}, equal_time=True),
     "sim-kitti": Suite("sim", (("second-cpu", "second-s-cpu"), ("pointpillars-cpu", "pointpillars-s-cpu")), EVERY, {"": 3},
                        {"epochs": 4, "eval_every": 1, "paste": (15, 10, 10)}, scenes="sim-kitti-many"),
     "tuning": Suite("sim-nuscenes", (CP,), {ALONE: {"method": "none"}, **TUNING}, {"": 1},
                     {"epochs": 6, "eval_every": 3, **PASTE}, False, first_seed=100, scenes="sim-nuscenes-tuning"),
     # Tables 1 and 2, figure 5a, and the paper's silences one at a time: over the runs of sim-nuscenes, its XXS pair
-    "regions": over_headline(seeds={"": 3}, **{"hint": {"method": "hint"}, "fg": {"method": "fg"}, "rdd-feat": rdd(alpha2=0.0)}),
-    "losses": over_headline(seeds={"": 3}, **{"rdd-feat": rdd(alpha2=0.0), "rdd-logit": rdd(alpha1=0.0), "rdd": rdd()}),
-    "sensitivity": over_headline(seeds={"": 3}, **{"rdd": rdd(),
+    "regions": over_headline(variants={"hint": {"method": "hint"}, "fg": {"method": "fg"}, "rdd-feat": rdd(alpha2=0.0)}),
+    "losses": over_headline(variants={"rdd-feat": rdd(alpha2=0.0), "rdd-logit": rdd(alpha1=0.0), "rdd": rdd()}),
+    "sensitivity": over_headline(variants={"rdd": rdd(),
         **{f"lambda {x:g}": rdd(**{**PRINTED, "lam": x}) for x in (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)},
         **{f"alpha1 {x:g}": rdd(alpha1=x) for x in (0.05, 0.1, 0.5, 1.0)},
         **{f"alpha2 {x:g}": rdd(alpha2=x) for x in (0.05, 0.1, 0.5, 1.0)}}),
-    "silences": over_headline(seeds={"": 3}, **{"rdd": rdd(), "rdd-printed": rdd(**PRINTED),
-        "spatial softmax": rdd(**PRINTED, softmax_axis="spatial"), "standardise": rdd(normalise="standardise", alpha1=5.0),
+    "silences": over_headline(equal_share=True, variants={"rdd": rdd(), "rdd-printed": rdd(**PRINTED),
+        "spatial softmax": rdd(**PRINTED, softmax_axis="spatial"), "standardise": rdd(normalise="standardise"),
         "normalise first": rdd(**PRINTED, psi_order="normalise-first"), "select all": rdd(select="all"),
-        "select relative": rdd(select="relative", lam=1.0), "select soft": rdd(select="soft", lam=30.0),
-        "select gaussian": rdd(select="gaussian"), "p_cls mean": rdd(p_cls="mean"), "p_cls peak": rdd(p_cls="peak"),
-        "roi 3": rdd(roi_size=3), "proposals 20": rdd(proposals=20), "proposal score .3": rdd(proposal_score=0.3)}),
+        "select random": rdd(select="random"), "select least": rdd(select="least"),
+        "select threshold": rdd(select="threshold", lam=30.0), "select relative": rdd(select="relative", lam=1.0),
+        "select soft": rdd(select="soft", lam=30.0), "select gaussian": rdd(select="gaussian"),
+        "p_cls mean": rdd(p_cls="mean"), "p_cls peak": rdd(p_cls="peak"), "roi 3": rdd(roi_size=3),
+        "proposals 20": rdd(proposals=20), "proposal score .3": rdd(proposal_score=0.3)}),
     # The paper's own pairs, at their full size: real data, GPUs
     "nuscenes": Suite("nuscenes", (*(("cp-voxel", f"cp-voxel-{s}") for s in ("s", "xs", "xxs")),
                                    *(("cp-pillar", f"cp-pillar-v{v}") for v in ("0.4", "0.48", "0.64"))), EVERY, {"": 3}, {}),

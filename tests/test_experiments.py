@@ -14,7 +14,7 @@ import experiments
 from cli import InputError
 from config import Config, override
 from evaluate import detect, evaluate_detector, headline, resampled
-from experiments import claim, equal_epochs, jobs, longer_variant, price_of, read_records, run_name, run_suite
+from experiments import claim, equal_epochs, jobs, longer_variant, price_of, read_records, run_name, run_suite, shares
 from presets import PRESETS, READINGS, preset
 from suites import METHODS, PRINTED, SCENES, SUITES, Suite
 from tests.scenes import tiny_config
@@ -79,7 +79,8 @@ def test_tuning_gives_every_method_the_same_budget_on_other_seeds_and_scenes():
     reported = [job.cfg.seed for name in SUITES if name != "tuning" for job in
                 jobs(SUITES[name], "", list(SUITES[name].variants), None, {})]  # fmt: skip
     assert max(reported) < suite.first_seed
-    assert SCENES[suite.scenes]["seed"] != 0 and not any("seed" in SCENES[s.scenes] for s in SUITES.values() if s.scenes and s is not suite)
+    assert SCENES[suite.scenes]["seed"] != 0
+    assert not any("seed" in SCENES[other.scenes] for other in SUITES.values() if other.scenes not in ("", suite.scenes))
 
 
 def test_equal_time_runs_come_with_the_records_they_equal(suite):
@@ -87,6 +88,25 @@ def test_equal_time_runs_come_with_the_records_they_equal(suite):
     assert (last.name, last.cfg.epochs, last.cfg.method) == ("small-none-5epochs-seed0", 5, "none")
     assert equal_epochs(2, 0.1) == 1, "never less than an epoch"
     assert [equal_epochs(16, price) for price in (1.0, 1.1, 1.2, 2.05)] == [16, 16, 20, 32], "to a quarter of the schedule"
+
+
+def test_a_variant_at_the_default_s_share_comes_with_the_records_that_say_what_shares_are(suite):
+    parts = {"rdd": {"method": "rdd"}, "mean": {"method": "rdd", "p_cls": "mean", "alpha1": 0.4}}
+    suite = replace(suite, variants=VARIANTS | parts, equal_time=False, equal_share=True, seeds={"": 1})
+    records = {"small-rdd-seed0": {"variant": "rdd", "shares": {"feat": 0.3, "logit": 0.1}},
+               "small-none-seed0": {"variant": "none", "shares": {}},
+               "small-mean-seed0": {"variant": "mean", "shares": {"feat": 0.6, "logit": 0.004}}}  # fmt: skip
+    names = ["none", "rdd", "mean"]
+    before, after = ({job.name: job for job in jobs(suite, "", names, None, known)} for known in ({}, records))
+    (new,) = set(after) - set(before)
+    assert new == "small-mean-equal-share-seed0" and after[new].variant == "mean, equal share" and after[new].needs == "big-seed0"
+    assert after[new].cfg == replace(before["small-mean-seed0"].cfg, alpha1=0.2, alpha2=5.0), "half of .4, 25 times .2"
+
+
+def test_shares_are_medians_over_the_run():
+    pulls = ((2.0, 1.0, 0.0), (1.0, 0.1, 0.2), (4.0, 1.0, 0.4))
+    lines = [{"loss": 3.0}, *(dict(zip(("pull_detection", "pull_feat", "pull_logit"), pull, strict=True)) for pull in pulls)]
+    assert shares(lines) == {"feat": 0.25, "logit": 0.1} and shares([{"loss": 1.0}]) == {}
 
 
 def test_a_suite_runs_to_its_end_once_and_goes_on_after_a_kill(suite, root, tmp_path, monkeypatch):  # noqa: F811
@@ -113,6 +133,7 @@ def test_a_suite_runs_to_its_end_once_and_goes_on_after_a_kill(suite, root, tmp_
     assert set(records) == {"big-seed0", "big-seed1", "small-none-seed0", "small-none-seed1", "small-rdd-seed0", longer}
     record = records["small-rdd-seed0"]
     assert record["method"] == "rdd" and record["steps"] == 4 and len(record["scores"]) == 2
+    assert record["shares"].keys() == {"feat", "logit"} and not records["small-none-seed0"]["shares"]
     assert record["config"]["seed"] == 0 and len(record["resampled"]["moderate_map_3d"]) == 5
     run_suite("trial", given(tmp_path, runs=tmp_path / "elsewhere"), str(root))
     assert not (tmp_path / "elsewhere").exists(), "what has a record is not trained again, though its checkpoints are gone"

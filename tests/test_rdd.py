@@ -164,6 +164,20 @@ def test_top_keeps_the_most_disparate_fraction_of_each_scan():
     assert rdd.solve_selection(-d, scan, "all", 0.1, 0.6).tolist() == [1] * 7
 
 
+def test_least_and_random_keep_the_same_fraction_and_other_pairs():
+    torch.manual_seed(5)
+    d, scan = torch.rand(400) * 30, (torch.arange(400) % 2).float()
+    top, least, anyone = (rdd.solve_selection(-d, scan, rule, 0.1, 0.4) for rule in ("top", "least", "random"))
+    for b in (0, 1):
+        mine = scan == b
+        assert top[mine].sum() == least[mine].sum() == anyone[mine].sum() == 80
+        assert d[mine][least[mine] > 0].max() <= d[mine][least[mine] == 0].min()
+    # No more of it among the disparate than chance has: 160 of 400 are kept, 80 of the upper half within 4 standard deviations
+    upper = d > d.median()
+    assert abs(float(anyone[upper].sum()) - 80) < 4 * (200 * 0.4 * 0.6 / 2) ** 0.5
+    assert torch.equal(anyone, rdd.solve_selection(-d, scan, "random", 0.1, 0.4)), "a run that is continued draws the same"
+
+
 def test_eq4_and_eq7_agree_when_everything_is_selected():
     info = torch.randn(9)
     torch.testing.assert_close(rdd.selected_information(info, torch.ones(9)), rdd.naive_total(info))
@@ -233,7 +247,7 @@ def test_regions_come_from_both_models():
 
 
 @pytest.mark.parametrize("counts", [(0, 0), (0, 1), (1, 0)])
-@pytest.mark.parametrize("select", ["top", "threshold", "relative", "soft", "gaussian", "all"])
+@pytest.mark.parametrize("select", ["top", "threshold", "relative", "soft", "gaussian", "all", "least", "random"])
 def test_no_or_one_proposal(counts, select):
     """Zero loss with a gradient path when nobody proposes; no failure of psi's batch norm with one region."""
     from dataclasses import replace
