@@ -65,6 +65,9 @@ SUITES = {
     "demo-nuscenes-long": Suite("sim-nuscenes", PAIRS, DEMO, {"": 1}, {"epochs": 16, "eval_every": 2}),
     # The paper's tables 3 and 4 on simulated data, sized for two CPU cores
     "sim-nuscenes": over_headline(*PAIRS, variants=EVERY, seeds={"": 3, ALONE: 5, "pp-logit": 5, "rdd": 5}, equal_time=True),
+    # The same pair trained four times as long: what is left of a gain when everybody has learned what they can?
+    "converged": Suite("sim-nuscenes", (CP,), {ALONE: {"method": "none"}, "pp-logit": {"method": "pp-logit"}, "rdd": rdd()},
+                       {"": 3}, {**LONGER, "epochs": 16, "eval_every": 2}, False, scenes="sim-nuscenes-many"),
     "sim-kitti": Suite("sim", (("second-cpu", "second-s-cpu"), ("pointpillars-cpu", "pointpillars-s-cpu")), EVERY, {"": 3},
                        {"epochs": 4, "eval_every": 1, "paste": (15, 10, 10)}, scenes="sim-kitti-many"),
     "tuning": Suite("sim-nuscenes", (CP,), {ALONE: {"method": "none"}, **TUNING}, {"": 1},

@@ -4,7 +4,8 @@
     python table.py --check            fail when one is out of step with results/ or with the code's tags
     python table.py --json OUT         the rows of all suites for machines
 
-A table stands between `<!-- table NAME -->` and `<!-- end -->`. NAME a suite of experiments.py: the runs of results/NAME;
+A table stands between `<!-- table NAME -->` and `<!-- end -->`. NAME a suite of experiments.py: the runs of results/NAME, and
+with `-classes` behind it the AP of each class;
 sheet: results/sheet.json, as `detector.py sheet --json` wrote it; bench, bench-goals: results/bench.json; readings: what the
 code tags UNSPECIFIED (the paper is silent, this is our choice) or DIFFERS (the paper, or its reference, does something else).
 """
@@ -12,6 +13,7 @@ code tags UNSPECIFIED (the paper is silent, this is our choice) or DIFFERS (the 
 import json
 import re
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +92,14 @@ def rows_of(name: str, folder: Path) -> list[dict[str, Any]]:
     metrics = [m for m in METRICS if (m in KITTI) == ("nuscenes" not in suite.data)]
     every, rows = checked_records(folder, metrics), []
     for teacher, student in suite.pairs:
-        of = {v: {r["seed"]: r for r in every.values() if (r["teacher"], r["student"], r["variant"]) == (teacher, student, v)}
-              for v in suite.variants}  # fmt: skip
-        of = {TEACHER: {r["seed"]: r for r in every.values() if (r["student"], r["variant"]) == (teacher, TEACHER)}} | of
-        for run in every.values() if suite.equal_time else ():
-            if run["student"] == student and run["variant"].startswith(f"{ALONE}, "):
-                of.setdefault(run["variant"], {})[run["seed"]] = run
+        mine = [run for run in every.values() if run["student"] == student]
+        more = sorted({run["variant"] for run in mine} - {*suite.variants, TEACHER})  # "none, 8 epochs", "roi 3, equal share"
+        variants = []
+        for v in suite.variants:
+            variants += [v, *(name for name in more if suite.equal_share and name == f"{v}, equal share")]
+        variants += [name for name in more if suite.equal_time and name.startswith(f"{ALONE}, ")]
+        of = {TEACHER: {r["seed"]: r for r in every.values() if (r["student"], r["variant"]) == (teacher, TEACHER)}}
+        of |= {v: {r["seed"]: r for r in mine if (r["teacher"], r["variant"]) == (teacher, v)} for v in variants}
         takes = {v: longer_variant(equal_epochs(runs[0]["epochs"], runs[0]["price"])) for v, runs in of.items()
                  if 0 in runs and runs[0].get("price")}  # fmt: skip
         for variant, runs in of.items():
@@ -149,13 +153,17 @@ def _ratio(runs: dict[int, dict], teachers: dict[int, dict]) -> float | None:
 
 
 def suite_table(name: str, folder: Path) -> str:
-    """A suite as a Markdown table: mean and standard deviation over seeds, every class's mean, every seed's first metric."""
+    """A suite as a Markdown table: mean and standard deviation over seeds, every seed's first metric, and each class's mean.
+
+    Of more than five classes `class_table` shows the means; else a row would not fit on a page.
+    """
     rows = rows_of(name, folder)
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
     ran = [run for row in rows for run in row["runs"].values()]
-    kinds = list(classes(ran[0])) if ran else []
+    kinds = list(classes(ran[0])) if ran and len(classes(ran[0])) <= 5 else []
     paper = any((row["student"].removesuffix("-cpu"), row["method"]) in PAPER for row in rows) and "demo" not in name
-    head = ["model", "params", "GMACs", "of teacher", "steps", "price", *kinds]
+    shared = any(run.get("shares") for run in ran)
+    head = ["model", "params", "GMACs", "of teacher", "steps", "price", *["share of the gradient"] * shared, *kinds]
     for metric in metrics:
         head += [METRICS[metric], "vs. alone [95 %]"]
     head += ["seeds", f"{METRICS[metrics[0]]} of each"] + ["paper"] * paper
@@ -163,12 +171,25 @@ def suite_table(name: str, folder: Path) -> str:
     for start in range(0, len(rows), len(metrics)):
         mine = rows[start : start + len(metrics)]
         first = mine[0]
-        lines.append([label_of(first), *_cost(first), *_mean_classes(first, kinds)])
+        lines.append([label_of(first), *_cost(first), *[_shares(first)] * shared, *_mean_classes(first, kinds)])
         for row in mine:
             delta = "" if row["delta"] is None else f"{row['delta']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]"
             lines[-1] += [_plus_minus(row), delta]
         lines[-1] += [str(first["n"]) if first["n"] else DASH, ", ".join(f"{v:.1f}" for v in first["values"].values()) or DASH]
         lines[-1] += [PAPER.get((first["student"].removesuffix("-cpu"), first["method"]), DASH)] * paper
+    return _markdown(lines)
+
+
+def class_table(name: str, folder: Path) -> str:
+    """Of every row of a suite that somebody ran: each class's AP, its mean over the seeds."""
+    rows = [row for row in rows_of(name, folder) if row["n"]]
+    rows = [row for row in rows if row["metric"] == rows[0]["metric"]]
+    kinds = list(classes(next(iter(rows[0]["runs"].values())))) if rows else []
+    lines = [["model", *kinds, "seeds"], ["---"] + ["--:"] * (len(kinds) + 1)]
+    return _markdown(lines + [[label_of(row), *_mean_classes(row, kinds), str(row["n"])] for row in rows])
+
+
+def _markdown(lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -179,7 +200,8 @@ def label_of(row: dict[str, Any]) -> str:
     if variant.startswith(ALONE):
         equals = ": the time of " + ", ".join(LABELS.get(v, v) for v in row["as_long_as"]) if row["as_long_as"] else ""
         return f"`{row['student']}` alone{variant.removeprefix(ALONE)}{equals}"
-    return f"`{row['student']}` + {LABELS.get(variant, variant)}"
+    name, *change = variant.split(", ")
+    return f"`{row['student']}` + {', '.join([LABELS.get(name, name), *change])}"
 
 
 def _cost(row: dict[str, Any]) -> list[str]:
@@ -197,6 +219,14 @@ def _price(row: dict[str, Any]) -> str:
         return "1"
     price = row["runs"].get(0, {}).get("price")
     return DASH if price is None else f"{price:.2f}"
+
+
+def _shares(row: dict[str, Any]) -> str:
+    """Of each term of the loss, over the detection loss's gradient on the neck (experiments.shares); the mean over seeds."""
+    found = [run.get("shares") or {} for run in row["runs"].values()]
+    terms = dict.fromkeys(term for shares in found for term in shares)
+    means = {term: statistics.fmean(shares[term] for shares in found if term in shares) for term in terms}
+    return ", ".join(f"{term} {mean:.3f}" for term, mean in means.items()) or DASH
 
 
 def _mean_classes(row: dict[str, Any], kinds: list[str]) -> list[str]:
@@ -231,7 +261,7 @@ def tagged() -> list[tuple[str, str, str]]:
 def readings_table() -> str:
     rows = [["", "where", "what"], ["---", "---", "---"]]
     rows += [[tag.lower(), f"`{file}`", text.replace("|", "\\|")] for tag, file, text in tagged()]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return _markdown(rows)
 
 
 def sheet_table() -> str:
@@ -299,7 +329,9 @@ def _bench(lines: list[list[Any]]) -> str:
 def fill(text: str) -> str:
     """A page's text with every table made anew."""
     tables = {"readings": readings_table, "sheet": sheet_table, "bench": bench_table, "bench-goals": goals_table}
-    tables |= {name: lambda name=name: suite_table(name, ROOT / "results" / (SUITES[name].folder or name)) for name in SUITES}
+    for name, suite in SUITES.items():
+        folder = ROOT / "results" / (suite.folder or name)
+        tables |= {name: partial(suite_table, name, folder), f"{name}-classes": partial(class_table, name, folder)}
 
     def table(match: re.Match) -> str:
         if match[1] not in tables:

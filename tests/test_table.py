@@ -1,6 +1,7 @@
 """Tables: means, intervals with a known answer, dashes, and a README that is out of step."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,14 +20,14 @@ SUITE = Suite("sim", (("big", "small"),), {"none": {"method": "none"}, "rdd": {"
 def write(tmp_path, monkeypatch):
     monkeypatch.setitem(table.SUITES, "trial", SUITE)
 
-    def write(student, variant, seed, ap, price=None):
+    def write(student, variant, seed, ap, price=None, **more):
         level = {"easy": 0.0, "moderate": ap, "hard": 0.0}
         record = {"teacher": "big", "student": student, "variant": variant, "seed": seed, "epochs": 8, "steps": 10,
                   "method": variant.split(",")[0], "seconds": 60.0, "price": price,
                   "parameters": 1000 if student == "small" else 4000, "macs": 2e9 if student == "small" else 8e9,
                   "scores": [{"moderate_map_3d": 0.0}, {"moderate_map_3d": ap, "moderate_map_bev": 2 * ap, "step": 10}],
                   "last": {"strict": {"Car": {"AP_R40": {"3d": level}}, "Cyclist": {"AP_R40": {"3d": None}}}},
-                  "resampled": {"moderate_map_3d": [ap - 1, ap, ap + 1], "moderate_map_bev": [2 * ap] * 3}}  # fmt: skip
+                  "resampled": {"moderate_map_3d": [ap - 1, ap, ap + 1], "moderate_map_bev": [2 * ap] * 3}, **more}  # fmt: skip
         (tmp_path / f"{run_name(student, variant, seed)}.json").write_text(json.dumps(record))
         return tmp_path
 
@@ -72,6 +73,33 @@ def test_the_student_alone_in_equal_time_says_whose_time_it_had(write):
         write("small", longer_variant(12), seed, 11.0 + seed)  # 8 * 1.5, to a quarter of 8
     row = cells(table.suite_table("trial", folder), "`small` alone, 12 epochs: the time of RDD, Hint")
     assert row["mAP 3D of each"] == "11.0, 12.0"
+
+
+def test_a_variant_at_equal_share_stands_under_its_own_and_shares_are_means(write, monkeypatch):
+    write("small", "none", 0, 10.0, shares={})
+    for seed, share in ((0, 0.25), (1, 0.75)):
+        folder = write("small", "rdd", seed, 12.0, shares={"feat": share, "logit": 0.001})
+    write("small", "hint", 0, 12.0, shares={"hint": 2.0})
+    write("small", "hint, equal share", 0, 13.0, shares={"hint": 0.5})
+    assert "equal share" not in table.suite_table("trial", folder), "only where the suite asks for it"
+    monkeypatch.setitem(table.SUITES, "trial", replace(SUITE, equal_share=True))
+    text = table.suite_table("trial", folder)
+    rows = {row.split("|")[1].strip(): cells(text, row.split("|")[1].strip()) for row in text.splitlines()[2:]}
+    assert list(rows)[-2:] == ["`small` + Hint", "`small` + Hint, equal share"] and len(rows) == 5
+    shares = {label: row["share of the gradient"] for label, row in rows.items()}
+    assert shares["`small` + RDD"] == "feat 0.500, logit 0.001" and shares["`small` + Hint, equal share"] == "hint 0.500"
+    assert shares["`small` alone"] == "—"
+
+
+def test_many_classes_have_a_table_of_their_own(write):
+    levels = {f"C{k}": {"AP_R40": {"3d": {"easy": 0.0, "moderate": 10.0 * k, "hard": 0.0}}} for k in range(6)}
+    for seed in (0, 1):
+        folder = write("small", "none", seed, 10.0, last={"strict": levels})
+    assert "C5" not in table.suite_table("trial", folder)
+    text = table.class_table("trial", folder)
+    assert len(text.splitlines()) == 3, "a row that nobody ran has no classes"
+    means = {f"C{k} 3D": f"{10 * k:.1f}" for k in range(6)}
+    assert cells(text, "`small` alone") == {"model": "`small` alone", **means, "seeds": "2"}
 
 
 def test_interval_of_a_constant_difference_is_that_difference():
