@@ -1,6 +1,6 @@
 """Official metrics: of a checkpoint on the data set it was trained for, or of any detector's saved results.
 
-(reads after: train.py; beside: metrics/kitti.py, metrics/nuscenes.py  next: experiments.py)
+(reads after: train.py; beside: metrics/kitti.py, metrics/nuscenes.py  next: suites.py)
 
     python evaluate.py runs/NAME/last.pt                                  a checkpoint, on its own data set
     python evaluate.py runs/NAME/last.pt --export DIR --json OUT.json     also write the official result files

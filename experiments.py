@@ -1,4 +1,4 @@
-"""Experiments: suites of runs with seeds, resumable, one JSON per run.   (reads after: evaluate.py  next: table.py)
+"""Experiments: suites of runs with seeds, resumable, one JSON per run.   (reads after: fair.py  next: table.py)
 
     python experiments.py demo                              simulate, teacher, students, table, pictures  (make demo)
     python experiments.py demo --seeds 3                    the README's table; finished runs are kept, a killed suite goes on
@@ -9,35 +9,30 @@ The protocol, the same for every method: one teacher per seed; the student's ini
 depend on the seed only; the last epoch is reported, whatever the best was; every seed is reported. Weights are the
 published ones, and beside them those of the suite `tuning`, the same budget for all. Because distilling
 makes a step longer, the student alone is also trained for the time that each method takes: epochs x the price of a
-step, which is measured in turns with the student alone's (`price_of`), because wall time of whole runs depends on what
+step, which is measured in turns with the student alone's (`fair.price_of`), because wall time of whole runs depends on what
 else the machine does. --remember makes a suite of many methods almost twice as fast, with the same results.
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import shlex
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cli import ArgumentParser, InputError, did_you_mean, run_cli
 from config import Config, override
+from fair import equal_epochs, equal_share, longer_variant, price_of, remembered, shares
 from presets import preset
 from suites import ALONE, SCENES, SUITES, TEACHER, Suite
-
-if TYPE_CHECKING:
-    from detector import Detector
 
 
 @dataclass(frozen=True)
@@ -87,34 +82,6 @@ def jobs(suite: Suite, root: str, variants: list[str], seeds: int | None, record
 def run_name(student: str, variant: str, seed: int) -> str:
     """The folder of a run and the name of its record."""
     return f"{student}-{variant}-seed{seed}".replace(", ", "-").replace(" epochs", "epochs").replace(" ", "-")
-
-
-def longer_variant(epochs: int) -> str:
-    """The student alone with another number of epochs: one serves all methods that take as long."""
-    return f"{ALONE}, {epochs} epochs"
-
-
-def equal_epochs(epochs: int, price: float) -> int:
-    """How many epochs the student alone gets for `epochs` of a method, to a quarter of the schedule."""
-    quarter = max(1, epochs // 4)
-    return max(1, round(epochs * price / quarter) * quarter)
-
-
-def equal_share(cfg: Config, record: dict[str, Any], default: dict[str, Any]) -> dict[str, float]:
-    """The alphas that give a variant of RDD the default's share of the gradient, from what their first runs measured."""
-    if not record or not default or record["variant"] in (ALONE, default["variant"]):
-        return {}
-    found, wanted = record["shares"], default["shares"]
-    return {alpha: float(f"{getattr(cfg, alpha) * wanted[term] / found[term]:.3g}")
-            for alpha, term in (("alpha1", "feat"), ("alpha2", "logit")) if found.get(term)}  # fmt: skip
-
-
-def shares(lines: list[dict[str, Any]]) -> dict[str, float]:
-    """{term: norm of its gradient on the student's neck over the detection loss's}, the median of what a run's log holds."""
-    measured = [line for line in lines if line.get("pull_detection")]
-    terms = [key.removeprefix("pull_") for key in (measured[0] if measured else ()) if key.startswith("pull_")]
-    return {term: statistics.median(line[f"pull_{term}"] / line["pull_detection"] for line in measured)
-            for term in terms if term != "detection"}  # fmt: skip
 
 
 @contextmanager
@@ -197,52 +164,6 @@ def run_once(suite: str, job: Job, runs: Path, results: Path, keep_outputs: bool
         temporary.write_text(json.dumps(record, indent=1) + "\n")
         os.replace(temporary, path)
     (folder / "done").touch()
-
-
-def price_of(cfg: Config, teacher: "Detector", turns: int = 5, steps: int = 6) -> float:
-    """The time of a step with the method, in steps of the student alone: the median over `turns` of the loop itself."""
-    from train import train
-    from weights import read_checkpoint
-
-    endless = replace(cfg, epochs=10**6, eval_every=10**6)  # it is left after a few steps
-    spent: dict[str, list[float]] = {"none": [0.0], cfg.method: [0.0]}
-    with tempfile.TemporaryDirectory() as folder:
-        for turn in range(turns + 1):
-            for method, seconds in spent.items():
-                changed = replace(endless, method=method, label_kd=cfg.label_kd and method != "none")
-                run = Path(folder, method)
-                train(changed, run, teacher if method != "none" else None, stop_after=(turn + 1) * steps)
-                seconds.append(read_checkpoint(run / "last.pt")["seconds"])
-    alone, method = ([b - a for a, b in zip(s, s[1:], strict=False)][1:] for s in spent.values())  # the first turn warms up
-    return statistics.median(m / a for m, a in zip(method, alone, strict=True))
-
-
-def remembered(teacher: "Detector", folder: Path) -> Any:
-    """The forward pass of a frozen teacher that keeps its outputs on the disk, because every method meets the same batches.
-
-    A seed fixes the data order and the augmentation, so only the first method pays for the teacher. What is read back is
-    what was computed, bit for bit. An output is as large as the maps: for the CPU presets 5 MB, 16 GB for 3000 steps.
-    """
-    import torch
-
-    from detector import Output
-
-    forward = teacher.forward
-
-    def call(x: Any) -> Output:
-        said = hashlib.blake2b(x.points.cpu().numpy().tobytes(), digest_size=16, key=bytes([x.batch_size])).hexdigest()
-        path = folder / said[:2] / f"{said}.pt"
-        if path.is_file():
-            neck, maps = torch.load(path, map_location=x.points.device, weights_only=True)
-            return Output(neck, maps, teacher.head.geometry, teacher.head)
-        out = forward(x)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}")
-        torch.save((out.neck, out.maps), temporary)
-        os.replace(temporary, path)
-        return out
-
-    return call
 
 
 def threads() -> int:

@@ -1,4 +1,4 @@
-"""Suites: which runs make which table.   (reads beside: experiments.py, which runs them; table.py shows them)
+"""Suites: which runs make which table.   (reads after: evaluate.py  next: fair.py)
 
 A suite is data: pairs of teacher and student, the variants of the student, how many seeds. Two suites over the same pair share
 their runs where they name the same folder.

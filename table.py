@@ -22,7 +22,8 @@ import numpy as np
 from benchmarks import Row, amount
 from cli import ArgumentParser, InputError, run_cli
 from evaluate import write_json
-from experiments import equal_epochs, longer_variant, read_records
+from experiments import read_records
+from fair import equal_epochs, longer_variant
 from suites import ALONE, SUITES, TEACHER
 
 ROOT = Path(__file__).parent
@@ -214,7 +215,7 @@ def _cost(row: dict[str, Any]) -> list[str]:
 
 
 def _price(row: dict[str, Any]) -> str:
-    """Of a step, in steps of the student alone; measured on the first seed (experiments.price_of)."""
+    """Of a step, in steps of the student alone; measured on the first seed (fair.price_of)."""
     if row["method"].startswith(ALONE):
         return "1"
     price = row["runs"].get(0, {}).get("price")
@@ -222,7 +223,7 @@ def _price(row: dict[str, Any]) -> str:
 
 
 def _shares(row: dict[str, Any]) -> str:
-    """Of each term of the loss, over the detection loss's gradient on the neck (experiments.shares); the mean over seeds."""
+    """Of each term of the loss, over the detection loss's gradient on the neck (fair.shares); the mean over seeds."""
     found = [run.get("shares") or {} for run in row["runs"].values()]
     terms = dict.fromkeys(term for shares in found for term in shares)
     means = {term: statistics.fmean(shares[term] for shares in found if term in shares) for term in terms}

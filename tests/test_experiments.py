@@ -5,7 +5,6 @@ import sys
 from argparse import Namespace
 from dataclasses import fields, replace
 from functools import partial
-from time import sleep
 
 import pytest
 
@@ -14,7 +13,8 @@ import experiments
 from cli import InputError
 from config import Config, override
 from evaluate import detect, evaluate_detector, headline, resampled
-from experiments import claim, equal_epochs, jobs, longer_variant, price_of, read_records, run_name, run_suite, shares
+from experiments import claim, jobs, read_records, run_name, run_suite
+from fair import equal_epochs, longer_variant
 from presets import PRESETS, READINGS, preset
 from suites import METHODS, PRINTED, SCENES, SUITES, Suite
 from tests.scenes import tiny_config
@@ -86,8 +86,6 @@ def test_tuning_gives_every_method_the_same_budget_on_other_seeds_and_scenes():
 def test_equal_time_runs_come_with_the_records_they_equal(suite):
     last = jobs(suite, "", list(VARIANTS), None, {"small-rdd-seed0": {"price": 2.6}})[3]
     assert (last.name, last.cfg.epochs, last.cfg.method) == ("small-none-5epochs-seed0", 5, "none")
-    assert equal_epochs(2, 0.1) == 1, "never less than an epoch"
-    assert [equal_epochs(16, price) for price in (1.0, 1.1, 1.2, 2.05)] == [16, 16, 20, 32], "to a quarter of the schedule"
 
 
 def test_a_variant_at_the_default_s_share_comes_with_the_records_that_say_what_shares_are(suite):
@@ -101,12 +99,6 @@ def test_a_variant_at_the_default_s_share_comes_with_the_records_that_say_what_s
     (new,) = set(after) - set(before)
     assert new == "small-mean-equal-share-seed0" and after[new].variant == "mean, equal share" and after[new].needs == "big-seed0"
     assert after[new].cfg == replace(before["small-mean-seed0"].cfg, alpha1=0.2, alpha2=5.0), "half of .4, 25 times .2"
-
-
-def test_shares_are_medians_over_the_run():
-    pulls = ((2.0, 1.0, 0.0), (1.0, 0.1, 0.2), (4.0, 1.0, 0.4))
-    lines = [{"loss": 3.0}, *(dict(zip(("pull_detection", "pull_feat", "pull_logit"), pull, strict=True)) for pull in pulls)]
-    assert shares(lines) == {"feat": 0.25, "logit": 0.1} and shares([{"loss": 1.0}]) == {}
 
 
 def test_a_suite_runs_to_its_end_once_and_goes_on_after_a_kill(suite, root, tmp_path, monkeypatch):  # noqa: F811
@@ -146,51 +138,6 @@ def test_a_suite_runs_to_its_end_once_and_goes_on_after_a_kill(suite, root, tmp_
     again = read_records(tmp_path / "results")
     assert again["small-none-seed1"]["last"] == records["small-none-seed1"]["last"]
     assert again["big-seed0"] == records["big-seed0"] and again["small-rdd-seed0"]["last"] == record["last"]
-
-
-def test_price_is_what_the_loop_spends_more(suite, root, monkeypatch):  # noqa: F811
-    import train as loop
-    from detector import build
-
-    real = {"none": 0.01, "rdd": 0.03}
-    monkeypatch.setattr(loop, "check_finite", lambda *args: sleep(real[method[0]]))
-    train, method = loop.train, [""]
-
-    def noted(cfg, *args, **changes):
-        method[0] = cfg.method
-        return train(cfg, *args, **changes)
-
-    monkeypatch.setattr(loop, "train", noted)
-    every = {job.name: job.cfg for job in jobs(suite, str(root), list(VARIANTS), None, {})}
-    teacher = build(every["big-seed0"])
-    cheap = price_of(every["small-rdd-seed0"], teacher)
-    real |= {"none": 0.3, "rdd": 0.9}  # now the pauses are all that counts
-    assert 1 < cheap and price_of(every["small-rdd-seed0"], teacher, turns=2, steps=2) == pytest.approx(3, rel=0.25)
-
-
-def test_a_teacher_that_remembers_changes_nothing(suite, root, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(evaluate, "resampled", partial(resampled, draws=5))
-    every = VARIANTS | {"hint": {"method": "hint"}, "point-distiller": {"method": "point-distiller"}}
-    monkeypatch.setitem(experiments.SUITES, "trial", replace(suite, variants=every, equal_time=False))
-    calls = {}
-    for remember in (False, True):
-        forwards = calls[remember] = []
-        monkeypatch.setattr(experiments, "price_of", lambda cfg, teacher, forwards=forwards: teacher.register_forward_hook(
-            lambda *_: forwards.append("asked")) and teacher.encoder.register_forward_hook(
-            lambda *_: forwards.append("computed")) and 1.5)  # fmt: skip
-        folder = tmp_path / str(remember)
-        chosen = given(folder, variants=list(every), seeds=1, remember=remember)
-        run_suite("trial", chosen, str(root))
-        assert not list(chosen.runs.glob("*/outputs")), "nothing is left of it"
-    assert calls[False].count("asked") == calls[True].count("asked") == 3 * 4
-    assert (calls[False].count("computed"), calls[True].count("computed")) == (3 * 4, 4)
-    for name, plain in read_records(tmp_path / "False" / "results").items():
-        kept = read_records(tmp_path / "True" / "results")[name]
-        assert kept["last"] == plain["last"] and kept["resampled"] == plain["resampled"]
-        lines = ([json.loads(line) for line in (tmp_path / which / "runs" / name / "metrics.jsonl").read_text().splitlines()]
-                 for which in ("False", "True"))  # fmt: skip
-        for a, b in zip(*lines, strict=True):
-            assert a | {"seconds": 0} == b | {"seconds": 0}
 
 
 def test_a_claim_is_for_one_and_ends_with_its_block(tmp_path):

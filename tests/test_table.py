@@ -9,7 +9,8 @@ import pytest
 import table
 from benchmarks import Row
 from cli import InputError
-from experiments import longer_variant, run_name
+from experiments import run_name
+from fair import longer_variant
 from suites import Suite
 
 SUITE = Suite("sim", (("big", "small"),), {"none": {"method": "none"}, "rdd": {"method": "rdd"}, "hint": {"method": "hint"}},

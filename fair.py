@@ -1,0 +1,94 @@
+"""What makes comparing methods fair: equal time, equal share of the gradient.   (reads after: suites.py  next: experiments.py)
+
+A method that makes a step longer is compared with a student alone that had as much time (`price_of`, `equal_epochs`); a
+reading of the paper that pulls harder than another is compared at the same pull as well (`shares`, `equal_share`).
+`remembered` makes many methods of one teacher cheaper without changing a result.
+"""
+
+import hashlib
+import os
+import statistics
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from config import Config
+from suites import ALONE
+
+if TYPE_CHECKING:
+    from detector import Detector
+
+
+def price_of(cfg: Config, teacher: "Detector", turns: int = 5, steps: int = 6) -> float:
+    """The time of a step with the method, in steps of the student alone: the median over `turns` of the loop itself."""
+    from train import train
+    from weights import read_checkpoint
+
+    endless = replace(cfg, epochs=10**6, eval_every=10**6)  # it is left after a few steps
+    spent: dict[str, list[float]] = {"none": [0.0], cfg.method: [0.0]}
+    with tempfile.TemporaryDirectory() as folder:
+        for turn in range(turns + 1):
+            for method, seconds in spent.items():
+                changed = replace(endless, method=method, label_kd=cfg.label_kd and method != "none")
+                run = Path(folder, method)
+                train(changed, run, teacher if method != "none" else None, stop_after=(turn + 1) * steps)
+                seconds.append(read_checkpoint(run / "last.pt")["seconds"])
+    alone, method = ([b - a for a, b in zip(s, s[1:], strict=False)][1:] for s in spent.values())  # the first turn warms up
+    return statistics.median(m / a for m, a in zip(method, alone, strict=True))
+
+
+def equal_epochs(epochs: int, price: float) -> int:
+    """How many epochs the student alone gets for `epochs` of a method, to a quarter of the schedule."""
+    quarter = max(1, epochs // 4)
+    return max(1, round(epochs * price / quarter) * quarter)
+
+
+def longer_variant(epochs: int) -> str:
+    """The student alone with another number of epochs: one serves all methods that take as long."""
+    return f"{ALONE}, {epochs} epochs"
+
+
+def shares(lines: list[dict[str, Any]]) -> dict[str, float]:
+    """{term: norm of its gradient on the student's neck over the detection loss's}, the median of what a run's log holds."""
+    measured = [line for line in lines if line.get("pull_detection")]
+    terms = [key.removeprefix("pull_") for key in (measured[0] if measured else ()) if key.startswith("pull_")]
+    return {term: statistics.median(line[f"pull_{term}"] / line["pull_detection"] for line in measured)
+            for term in terms if term != "detection"}  # fmt: skip
+
+
+def equal_share(cfg: Config, record: dict[str, Any], default: dict[str, Any]) -> dict[str, float]:
+    """The alphas that give a variant of RDD the default's share of the gradient, from what their first runs measured."""
+    if not record or not default or record["variant"] in (ALONE, default["variant"]):
+        return {}
+    found, wanted = record["shares"], default["shares"]
+    return {alpha: float(f"{getattr(cfg, alpha) * wanted[term] / found[term]:.3g}")
+            for alpha, term in (("alpha1", "feat"), ("alpha2", "logit")) if found.get(term)}  # fmt: skip
+
+
+def remembered(teacher: "Detector", folder: Path) -> Any:
+    """The forward pass of a frozen teacher that keeps its outputs on the disk, because every method meets the same batches.
+
+    A seed fixes the data order and the augmentation, so only the first method pays for the teacher. What is read back is
+    what was computed, bit for bit. An output is as large as the maps: for the CPU presets 5 MB, 16 GB for 3000 steps.
+    """
+    import torch
+
+    from detector import Output
+
+    forward = teacher.forward
+
+    def call(x: Any) -> Output:
+        said = hashlib.blake2b(x.points.cpu().numpy().tobytes(), digest_size=16, key=bytes([x.batch_size])).hexdigest()
+        path = folder / said[:2] / f"{said}.pt"
+        if path.is_file():
+            neck, maps = torch.load(path, map_location=x.points.device, weights_only=True)
+            return Output(neck, maps, teacher.head.geometry, teacher.head)
+        out = forward(x)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}")
+        torch.save((out.neck, out.maps), temporary)
+        os.replace(temporary, path)
+        return out
+
+    return call

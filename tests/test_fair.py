@@ -1,0 +1,81 @@
+"""fair.py: the price of a step, shares of the gradient, a teacher that remembers and changes nothing."""
+
+import json
+from dataclasses import replace
+from functools import partial
+from time import sleep
+
+import pytest
+
+import evaluate
+import experiments
+from evaluate import resampled
+from experiments import jobs, read_records, run_suite
+from fair import equal_epochs, equal_share, price_of, shares
+from presets import preset
+from tests.test_experiments import VARIANTS, given, suite  # noqa: F401 (a fixture)
+from tests.test_train import root  # noqa: F401 (a fixture)
+
+
+def test_price_is_what_the_loop_spends_more(suite, root, monkeypatch):  # noqa: F811
+    import train as loop
+    from detector import build
+
+    real = {"none": 0.01, "rdd": 0.03}
+    monkeypatch.setattr(loop, "check_finite", lambda *args: sleep(real[method[0]]))
+    train, method = loop.train, [""]
+
+    def noted(cfg, *args, **changes):
+        method[0] = cfg.method
+        return train(cfg, *args, **changes)
+
+    monkeypatch.setattr(loop, "train", noted)
+    every = {job.name: job.cfg for job in jobs(suite, str(root), list(VARIANTS), None, {})}
+    teacher = build(every["big-seed0"])
+    cheap = price_of(every["small-rdd-seed0"], teacher)
+    real |= {"none": 0.3, "rdd": 0.9}  # now the pauses are all that counts
+    assert 1 < cheap and price_of(every["small-rdd-seed0"], teacher, turns=2, steps=2) == pytest.approx(3, rel=0.25)
+
+
+def test_shares_are_medians_over_the_run():
+    pulls = ((2.0, 1.0, 0.0), (1.0, 0.1, 0.2), (4.0, 1.0, 0.4))
+    lines = [{"loss": 3.0}, *(dict(zip(("pull_detection", "pull_feat", "pull_logit"), pull, strict=True)) for pull in pulls)]
+    assert shares(lines) == {"feat": 0.25, "logit": 0.1} and shares([{"loss": 1.0}]) == {}
+
+
+def test_a_teacher_that_remembers_changes_nothing(suite, root, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(evaluate, "resampled", partial(resampled, draws=5))
+    every = VARIANTS | {"hint": {"method": "hint"}, "point-distiller": {"method": "point-distiller"}}
+    monkeypatch.setitem(experiments.SUITES, "trial", replace(suite, variants=every, equal_time=False))
+    calls = {}
+    for remember in (False, True):
+        forwards = calls[remember] = []
+        monkeypatch.setattr(experiments, "price_of", lambda cfg, teacher, forwards=forwards: teacher.register_forward_hook(
+            lambda *_: forwards.append("asked")) and teacher.encoder.register_forward_hook(
+            lambda *_: forwards.append("computed")) and 1.5)  # fmt: skip
+        folder = tmp_path / str(remember)
+        chosen = given(folder, variants=list(every), seeds=1, remember=remember)
+        run_suite("trial", chosen, str(root))
+        assert not list(chosen.runs.glob("*/outputs")), "nothing is left of it"
+    assert calls[False].count("asked") == calls[True].count("asked") == 3 * 4
+    assert (calls[False].count("computed"), calls[True].count("computed")) == (3 * 4, 4)
+    for name, plain in read_records(tmp_path / "False" / "results").items():
+        kept = read_records(tmp_path / "True" / "results")[name]
+        assert kept["last"] == plain["last"] and kept["resampled"] == plain["resampled"]
+        lines = ([json.loads(line) for line in (tmp_path / which / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+                 for which in ("False", "True"))  # fmt: skip
+        for a, b in zip(*lines, strict=True):
+            assert a | {"seconds": 0} == b | {"seconds": 0}
+
+
+def test_equal_epochs_are_whole_quarters_of_the_schedule():
+    assert equal_epochs(2, 0.1) == 1, "never less than an epoch"
+    assert [equal_epochs(16, price) for price in (1.0, 1.1, 1.2, 2.05)] == [16, 16, 20, 32]
+
+
+def test_equal_share_is_of_what_was_measured_and_leaves_a_term_without_gradient():
+    cfg, default = preset("cp-voxel-xxs-cpu"), {"variant": "rdd", "shares": {"feat": 0.5, "logit": 0.1}}
+    assert equal_share(cfg, {"variant": "x", "shares": {"feat": 0.0025, "logit": 0.0}}, default) == {"alpha1": 40.0}
+    for nothing in ({}, default, {"variant": "none", "shares": {}}):
+        assert equal_share(cfg, nothing, default) == {}
+    assert equal_share(cfg, default | {"variant": "x"}, {}) == {}
