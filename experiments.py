@@ -64,22 +64,22 @@ def jobs(suite: Suite, root: str, variants: list[str], seeds: int | None, record
                 teachers = f"{teacher}-seed{seed}"
                 add(teachers, teacher, teacher, TEACHER, override(preset(teacher, suite.data), base))
                 cfg = override(preset(student, suite.data), {**base, **suite.variants[variant]})
-                name = run_name(student, variant, seed)
+                name = record_name(student, variant, seed)
                 add(name, teacher, student, variant, cfg, teachers if cfg.method != "none" or cfg.inherit else "")
-                measured, default = (records.get(run_name(student, v, 0), {}) for v in (variant, "rdd"))
+                measured, default = (records.get(record_name(student, v, 0), {}) for v in (variant, "rdd"))
                 if suite.equal_share and (changes := equal_share(cfg, measured, default)):
                     shared = f"{variant}, equal share"
-                    add(run_name(student, shared, seed), teacher, student, shared, override(cfg, changes), teachers)
+                    add(record_name(student, shared, seed), teacher, student, shared, override(cfg, changes), teachers)
                 price = measured.get("price")
                 if suite.equal_time and price:
                     epochs = equal_epochs(cfg.epochs, price)
                     longer = override(preset(student, suite.data), {**base, **suite.variants[ALONE], "epochs": epochs})
                     variant_name = longer_variant(epochs)
-                    add(run_name(student, variant_name, seed), teacher, student, variant_name, longer)
+                    add(record_name(student, variant_name, seed), teacher, student, variant_name, longer)
     return sorted(found.values(), key=lambda job: (job.cfg.seed, job.variant != TEACHER))
 
 
-def run_name(student: str, variant: str, seed: int) -> str:
+def record_name(student: str, variant: str, seed: int) -> str:
     """The folder of a run and the name of its record."""
     return f"{student}-{variant}-seed{seed}".replace(", ", "-").replace(" epochs", "epochs").replace(" ", "-")
 

@@ -283,8 +283,10 @@ def main() -> None:
             if args["teacher_epochs"] is not None:
                 cfg_t = override(cfg_t, {"epochs": args["teacher_epochs"]})
     if args["student"] is not None:
-        cfg_s, _ = resolve(args["student"], 1, data or (cfg_t.data if cfg_t else ""))
+        cfg_s, own = resolve(args["student"], 1, data or (cfg_t.data if cfg_t else ""))
         method = "rdd" if cfg_t is not None else "none"  # with a teacher it distils, whatever preset the student has
+        if own is not None and cfg_s.method != "none":  # but a run that is named goes on as what it was
+            method = cfg_s.method
         cfg_s = override(cfg_s, {**READINGS[args["reading"]], "method": method, **given})
         if cfg_s.method != "none" and cfg_t is None:
             raise InputError(f"--method {cfg_s.method}: needs a --teacher to learn from")

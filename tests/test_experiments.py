@@ -13,7 +13,7 @@ import experiments
 from cli import InputError
 from config import Config, override
 from evaluate import detect, evaluate_detector, headline, resampled
-from experiments import claim, jobs, read_records, run_name, run_suite
+from experiments import claim, jobs, read_records, record_name, run_suite
 from fair import equal_epochs, longer_variant
 from presets import PRESETS, READINGS, preset
 from suites import METHODS, PRINTED, SCENES, SUITES, Suite
@@ -120,7 +120,7 @@ def test_a_suite_runs_to_its_end_once_and_goes_on_after_a_kill(suite, root, tmp_
     records = read_records(tmp_path / "results")
     assert calls.count(calls[2]) == 2 and len(set(calls)) == len(calls) - 1, "only the killed one was done twice"
     assert all(path.read_bytes() == before for path, before in done.items())
-    longer = run_name("small", longer_variant(equal_epochs(2, records["small-rdd-seed0"]["price"])), 0)
+    longer = record_name("small", longer_variant(equal_epochs(2, records["small-rdd-seed0"]["price"])), 0)
     assert records["small-none-seed0"]["price"] is None
     assert set(records) == {"big-seed0", "big-seed1", "small-none-seed0", "small-none-seed1", "small-rdd-seed0", longer}
     record = records["small-rdd-seed0"]

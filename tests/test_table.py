@@ -9,7 +9,7 @@ import pytest
 import table
 from benchmarks import Row
 from cli import InputError
-from experiments import run_name
+from experiments import record_name
 from fair import longer_variant
 from suites import Suite
 
@@ -29,7 +29,7 @@ def write(tmp_path, monkeypatch):
                   "scores": [{"moderate_map_3d": 0.0}, {"moderate_map_3d": ap, "moderate_map_bev": 2 * ap, "step": 10}],
                   "last": {"strict": {"Car": {"AP_R40": {"3d": level}}, "Cyclist": {"AP_R40": {"3d": None}}}},
                   "resampled": {"moderate_map_3d": [ap - 1, ap, ap + 1], "moderate_map_bev": [2 * ap] * 3}, **more}  # fmt: skip
-        (tmp_path / f"{run_name(student, variant, seed)}.json").write_text(json.dumps(record))
+        (tmp_path / f"{record_name(student, variant, seed)}.json").write_text(json.dumps(record))
         return tmp_path
 
     return write

@@ -302,6 +302,16 @@ def test_a_checkpoint_s_data_set_is_taken_without_being_named(root, tmp_path):
     assert done.returncode == 2 and "differ in classes" in done.stderr
 
 
+def test_a_student_s_checkpoint_goes_on_with_its_own_method(root, tmp_path):
+    teacher = train(config(root, epochs=1), tmp_path / "teacher", stop_after=1)
+    train(config(root, epochs=1, method="hint"), tmp_path / "student", teacher, stop_after=1)
+    pair = ("--teacher", str(tmp_path / "teacher" / "last.pt"), "--student", str(tmp_path / "student" / "last.pt"))
+    assert "method             hint" in command(*pair, "--print-config").stdout
+    assert "method             mimic" in command(*pair, "--method", "mimic", "--print-config").stdout
+    alone = command(*pair[2:], "--print-config")
+    assert alone.returncode == 2 and "--method hint: needs a --teacher" in alone.stderr
+
+
 def test_what_stands_in_the_way_is_found_before_a_teacher_is_trained(root, tmp_path):
     """The student's folder is another run's; the simulated root is mistyped; the runs folder cannot be made."""
     shared = ("--data", "kitti", "--root", str(root), "--fov-only", "off", "--runs", str(tmp_path), "--epochs", "1",
