@@ -134,7 +134,7 @@ def run_once(suite: str, job: Job, runs: Path, results: Path, keep_outputs: bool
     folder = runs / job.name
     teacher = load_detector(runs / job.needs / "last.pt")[0] if job.needs else None
     measured = teacher is not None and job.cfg.method != "none" and job.cfg.seed == 0 and ", " not in job.variant
-    price = price_of(job.cfg, teacher) if measured else None
+    price, kept = price_of(job.cfg, teacher) if measured else (None, None)
     if teacher is not None and keep_outputs:
         teacher.forward = remembered(teacher, runs / job.needs / "outputs")
     detector = train(job.cfg, folder, teacher)
@@ -148,7 +148,7 @@ def run_once(suite: str, job: Job, runs: Path, results: Path, keep_outputs: bool
     record = {
         "suite": suite, "teacher": job.teacher, "student": job.student, "variant": job.variant, "seed": job.cfg.seed,
         "method": job.cfg.method, "epochs": job.cfg.epochs, "steps": evaluations[-1]["step"],
-        "seconds": evaluations[-1]["seconds"], "price": price, "shares": shares(lines),
+        "seconds": evaluations[-1]["seconds"], "price": price, "price_kept": kept, "shares": shares(lines),
         "parameters": count_parameters(detector), "macs": count_macs(detector, sample),
         "scores": [{k: v for k, v in e.items() if k not in ("kind", "result")} for e in evaluations],
         "last": evaluations[-1]["result"], "best": max(evaluations, key=lambda e: e[key])["result"],

@@ -9,6 +9,7 @@ import hashlib
 import os
 import statistics
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +21,27 @@ if TYPE_CHECKING:
     from detector import Detector
 
 
-def price_of(cfg: Config, teacher: "Detector", turns: int = 5, steps: int = 6) -> float:
-    """The time of a step with the method, in steps of the student alone: the median over `turns` of the loop itself."""
+def price_of(cfg: Config, teacher: "Detector", turns: int = 5, steps: int = 6) -> tuple[float, float]:
+    """The time of a step with the method, in steps of the student alone: the median over `turns` of the loop itself.
+
+    Also without the teacher's forward pass, as it is where its outputs were kept (`remembered`, whose reading is left out).
+    """
     from train import train
     from weights import read_checkpoint
 
     endless = replace(cfg, epochs=10**6, eval_every=10**6)  # it is left after a few steps
     spent: dict[str, list[float]] = {"none": [0.0], cfg.method: [0.0]}
+    asked, forward = [0.0], teacher.forward  # seconds that the teacher had until the end of each turn
+
+    def timed(x: Any) -> Any:
+        finish_kernels()
+        began = time.perf_counter()
+        out = forward(x)
+        finish_kernels()
+        asked[-1] += time.perf_counter() - began
+        return out
+
+    teacher.forward = timed
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(turns + 1):
             for method, seconds in spent.items():
@@ -34,8 +49,20 @@ def price_of(cfg: Config, teacher: "Detector", turns: int = 5, steps: int = 6) -
                 run = Path(folder, method)
                 train(changed, run, teacher if method != "none" else None, stop_after=(turn + 1) * steps)
                 seconds.append(read_checkpoint(run / "last.pt")["seconds"])
+            asked.append(asked[-1])
+    teacher.forward = forward
     alone, method = ([b - a for a, b in zip(s, s[1:], strict=False)][1:] for s in spent.values())  # the first turn warms up
-    return statistics.median(m / a for m, a in zip(method, alone, strict=True))
+    taught = [b - a for a, b in zip(asked, asked[1:-1], strict=False)]
+    return (statistics.median(m / a for m, a in zip(method, alone, strict=True)),
+            statistics.median((m - t) / a for m, t, a in zip(method, taught, alone, strict=True)))  # fmt: skip
+
+
+def finish_kernels() -> None:
+    """Wait for what a GPU still has to do, before a clock is read."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def equal_epochs(epochs: int, price: float) -> int:

@@ -215,11 +215,12 @@ def _cost(row: dict[str, Any]) -> list[str]:
 
 
 def _price(row: dict[str, Any]) -> str:
-    """Of a step, in steps of the student alone; measured on the first seed (fair.price_of)."""
+    """Of a step, in steps of the student alone; in brackets with the teacher's outputs kept. First seed (fair.price_of)."""
     if row["method"].startswith(ALONE):
         return "1"
-    price = row["runs"].get(0, {}).get("price")
-    return DASH if price is None else f"{price:.2f}"
+    first = row["runs"].get(0, {})
+    price, kept = first.get("price"), first.get("price_kept")
+    return DASH if price is None else f"{price:.2f}" + (f" ({kept:.2f})" if kept is not None else "")
 
 
 def _shares(row: dict[str, Any]) -> str:

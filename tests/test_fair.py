@@ -17,7 +17,7 @@ from tests.test_experiments import VARIANTS, given, suite  # noqa: F401 (a fixtu
 from tests.test_train import root  # noqa: F401 (a fixture)
 
 
-def test_price_is_what_the_loop_spends_more(suite, root, monkeypatch):  # noqa: F811
+def test_price_is_what_the_loop_spends_more_and_of_it_the_teacher(suite, root, monkeypatch):  # noqa: F811
     import train as loop
     from detector import build
 
@@ -32,9 +32,14 @@ def test_price_is_what_the_loop_spends_more(suite, root, monkeypatch):  # noqa: 
     monkeypatch.setattr(loop, "train", noted)
     every = {job.name: job.cfg for job in jobs(suite, str(root), list(VARIANTS), None, {})}
     teacher = build(every["big-seed0"])
-    cheap = price_of(every["small-rdd-seed0"], teacher)
-    real |= {"none": 0.3, "rdd": 0.9}  # now the pauses are all that counts
-    assert 1 < cheap and price_of(every["small-rdd-seed0"], teacher, turns=2, steps=2) == pytest.approx(3, rel=0.25)
+    before = teacher.forward
+    price, kept = price_of(every["small-rdd-seed0"], teacher)
+    assert 1 < kept < price and teacher.forward == before
+    real |= {"none": 0.3, "rdd": 0.6}  # now the pauses are all that counts
+    hook = teacher.encoder.register_forward_pre_hook(lambda *args: sleep(0.3))
+    price, kept = price_of(every["small-rdd-seed0"], teacher, turns=2, steps=2)
+    hook.remove()
+    assert price == pytest.approx(3, rel=0.25) and kept == pytest.approx(2, rel=0.25)
 
 
 def test_shares_are_medians_over_the_run():
@@ -52,7 +57,7 @@ def test_a_teacher_that_remembers_changes_nothing(suite, root, tmp_path, monkeyp
         forwards = calls[remember] = []
         monkeypatch.setattr(experiments, "price_of", lambda cfg, teacher, forwards=forwards: teacher.register_forward_hook(
             lambda *_: forwards.append("asked")) and teacher.encoder.register_forward_hook(
-            lambda *_: forwards.append("computed")) and 1.5)  # fmt: skip
+            lambda *_: forwards.append("computed")) and (1.5, 1.1))  # fmt: skip
         folder = tmp_path / str(remember)
         chosen = given(folder, variants=list(every), seeds=1, remember=remember)
         run_suite("trial", chosen, str(root))

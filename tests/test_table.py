@@ -80,7 +80,7 @@ def test_a_variant_at_equal_share_stands_under_its_own_and_shares_are_means(writ
     write("small", "none", 0, 10.0, shares={})
     for seed, share in ((0, 0.25), (1, 0.75)):
         folder = write("small", "rdd", seed, 12.0, shares={"feat": share, "logit": 0.001})
-    write("small", "hint", 0, 12.0, shares={"hint": 2.0})
+    write("small", "hint", 0, 12.0, price=1.5, price_kept=1.125, shares={"hint": 2.0})
     write("small", "hint, equal share", 0, 13.0, shares={"hint": 0.5})
     assert "equal share" not in table.suite_table("trial", folder), "only where the suite asks for it"
     monkeypatch.setitem(table.SUITES, "trial", replace(SUITE, equal_share=True))
@@ -89,7 +89,7 @@ def test_a_variant_at_equal_share_stands_under_its_own_and_shares_are_means(writ
     assert list(rows)[-2:] == ["`small` + Hint", "`small` + Hint, equal share"] and len(rows) == 5
     shares = {label: row["share of the gradient"] for label, row in rows.items()}
     assert shares["`small` + RDD"] == "feat 0.500, logit 0.001" and shares["`small` + Hint, equal share"] == "hint 0.500"
-    assert shares["`small` alone"] == "—"
+    assert shares["`small` alone"] == "—" and rows["`small` + Hint"]["price"] == "1.50 (1.12)"
 
 
 def test_many_classes_have_a_table_of_their_own(write):
