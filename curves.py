@@ -1,7 +1,7 @@
 """Pictures of numbers: loss and accuracy against steps and time, and who is faster.   (reads after: plot.py  next: stops.py)
 
-Their command is `python plot.py RUN ...`, and `python plot.py sweeps` for figure 5a; `python -m benchmarks --figure` draws the
-ratios.
+Their command is `python plot.py RUN ...`; from results/ `python plot.py suite NAME` compares methods and `python plot.py sweeps`
+draws figure 5a; `python -m benchmarks --figure` draws the ratios.
 dims: S logged steps
 """
 
@@ -166,6 +166,55 @@ def sweeps(path: str | Path, rows: Sequence[dict[str, Any]], usual: dict[str, fl
                 ax.legend(frameon=False, fontsize=8)
         ax.set_xticks(places, [f"{value:g}" for value, _ in points])
         tidy(ax, SWEPT[name], "", ACCURACY.get(rows[0]["metric"], rows[0]["metric"]) if name == "lambda" else "")
+    return save(figure, path)
+
+
+def comparison(path: str | Path, rows: Sequence[dict[str, Any]]) -> "Figure":
+    """A suite in one picture: for every student a row, left the last epoch of every variant, right accuracy against steps.
+
+    rows: `table.rows_of` of a suite; its first metric is drawn, variants that nobody ran are left out. Left: a small dot a
+    seed, a large one their mean, a bar the 95 % interval of the difference to the student alone, drawn from the line of the
+    student alone. Right: means over the seeds. Raises InputError when nothing was run.
+    """
+    from table import label_of
+
+    rows = [row for row in rows if row["n"] and row["metric"] == rows[0]["metric"]]
+    students: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:  # the teacher's row stands before those of each of its students
+        if row["method"] == "teacher":
+            students[len(students)] = []
+        students.setdefault(max(len(students) - 1, 0), []).append(row)
+    students = {k: part for k, part in students.items() if any(row["method"] == "none" for row in part)}
+    if not students:
+        raise InputError(f"{path}: expected runs of a suite, the student alone among them; found none")
+    metric = rows[0]["metric"]
+    name = ACCURACY.get(metric, metric)
+    figure = new_figure(12.0, 0.9 + sum(0.6 + 0.24 * max(len(part), 9) for part in students.values()))
+    panels = figure.subplots(len(students), 2, squeeze=False, gridspec_kw={"width_ratios": [1.25, 1]})
+    named = {"teacher": "teacher", "none": "student", "rdd": "student + RDD"}
+    for (left, right), part in zip(panels, students.values(), strict=True):
+        (alone,) = (row for row in part if row["method"] == "none")
+        left.axvline(alone["mean"], color=COLOURS["student"], linestyle="--", linewidth=1)
+        for place, row in enumerate(part):
+            colour = COLOURS[named[row["method"]]] if row["method"] in named else "#777777"
+            left.scatter(list(row["values"].values()), [place] * row["n"], s=10, color=colour, alpha=0.45)
+            left.scatter(row["mean"], place, s=42, color=colour, zorder=3)
+            if row["low"] is not None:
+                left.plot([alone["mean"] + row["low"], alone["mean"] + row["high"]], [place, place], color=colour, linewidth=1.2)
+            logs = [[(score["step"], score[metric]) for score in run["scores"]] for run in row["runs"].values()]
+            steps, values = np.mean([log for log in logs if len(log) == len(logs[0])], axis=0).T
+            known = row["method"] in named
+            right.plot(steps, values, color=colour, linewidth=1.6 if known else 0.8, alpha=1.0 if known else 0.6,
+                       marker="o" if known else "", markersize=3.5, label=named.get(row["method"]))  # fmt: skip
+        student = alone["student"]
+        labels = [label_of(row).replace("`", "").replace(f"{student} + ", "+ ").replace(f"{student} ", "") for row in part]
+        left.set_yticks(range(len(part)), labels, fontsize=8)
+        left.invert_yaxis()
+        tidy(left, f"{student}: last epoch", name, "")
+        tidy(right, "against steps (grey: the others)", "step", name)
+        right.set_xlim(left=0)
+        right.set_ylim(bottom=0)
+        right.legend(frameon=False, fontsize=8)
     return save(figure, path)
 
 

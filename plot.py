@@ -4,6 +4,7 @@
     python plot.py runs/demo/*-seed*              several runs; the seeds of one name become mean and range
     python plot.py alone=runs/A "with RDD=runs/B" --out both.png             under names of your own
     python plot.py scene --root /data/kitti --frame 000008                   is my data all right? look at it
+    python plot.py suite sim-nuscenes --out docs/methods.png                 every method of a suite, from results/
     python plot.py sweeps --out docs/sweeps.png                              figure 5a of the paper, from results/
     python plot.py scene --data nuscenes --root /data/nuscenes --version v1.0-mini --frame TOKEN --sweeps 10
 
@@ -351,9 +352,27 @@ def sweeps_main(words: list[str]) -> None:
     print(args.out)
 
 
+def suite_main(words: list[str]) -> None:
+    """All rows of a suite's table in one picture."""
+    from suites import SUITES
+
+    parser = ArgumentParser(prog="plot.py suite", description="every variant of a suite: last epoch, accuracy against steps")
+    parser.add_argument("suite", choices=list(SUITES), help="of experiments.py")
+    parser.add_argument("--results", type=Path, help="records [results/SUITE]")
+    parser.add_argument("--out", required=True, help="picture to write")
+    args = parser.parse_args(words)
+    from curves import comparison
+    from table import rows_of
+
+    comparison(args.out, rows_of(args.suite, args.results or Path("results") / (SUITES[args.suite].folder or args.suite)))
+    print(args.out)
+
+
 def main() -> None:
     if sys.argv[1:2] == ["scene"]:
         return scene_main(sys.argv[2:])
+    if sys.argv[1:2] == ["suite"]:
+        return suite_main(sys.argv[2:])
     if sys.argv[1:2] == ["sweeps"]:
         return sweeps_main(sys.argv[2:])
     parser = ArgumentParser(prog="plot.py", description=__doc__)

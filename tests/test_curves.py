@@ -124,6 +124,30 @@ def test_sweeps_show_every_seed_and_its_mean_and_the_usual_point_in_both_weights
         curves.sweeps(tmp_path / "t.png", rows[:2], {})
 
 
+def test_a_comparison_has_every_variant_that_ran_beside_the_line_of_the_student_alone(tmp_path):
+    def row(student, method, delta, *finals):
+        logs = [[{"step": 5, "map": final / 2}, {"step": 10, "map": final}] for final in finals]
+        runs = {seed: {"scores": log} for seed, log in enumerate(logs)}
+        mean = float(np.mean(finals)) if finals else None
+        low, high = (delta - 1, delta + 2) if delta is not None else (None, None)
+        return {"student": student, "method": method, "metric": "map", "mean": mean, "n": len(finals), "low": low, "high": high,
+                "values": dict(enumerate(finals)), "runs": runs, "as_long_as": []}  # fmt: skip
+
+    rows = [row("big", "teacher", 9.0, 20.0), row("s", "none", None, 10.0, 12.0), row("s", "hint", 3.0, 14.0, 14.0),
+            row("s", "rdd", None), row("s", "none, 8 epochs", 4.0, 15.0),
+            row("big", "teacher", 9.0, 20.0), row("xs", "none", None), row("xs", "rdd", None)]  # fmt: skip
+    rows += [r | {"metric": "nds", "mean": 99.0} for r in rows]
+    figure = curves.comparison(tmp_path / "m.png", rows)
+    assert len(figure.axes) == 2, "nobody ran the student xs"
+    left, right = figure.axes
+    assert [tick.get_text() for tick in left.get_yticklabels()] == ["teacher big", "alone", "+ Hint", "alone, 8 epochs"]
+    alone, *bars = left.lines
+    assert set(alone.get_xdata()) == {11.0} and [list(bar.get_xdata()) for bar in bars] == [[19, 22], [13, 16], [14, 17]]
+    assert [list(line.get_ydata()) for line in right.lines] == [[10, 20], [5.5, 11], [7, 14], [7.5, 15]]
+    with pytest.raises(InputError, match="expected runs of a suite, the student alone among them; found none"):
+        curves.comparison(tmp_path / "n.png", rows[3:4])
+
+
 def test_without_time_there_are_two_panels(tmp_path):
     run = write_run(tmp_path / "a")
     assert len(curves.curves(tmp_path / "c.png", [("alone", run)], timed=False).axes) == 2

@@ -218,6 +218,8 @@ def test_sweeps_of_another_suites_records_are_one_line(tmp_path, monkeypatch, me
         (tmp_path / "a.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match=said) as error:
         run_main(monkeypatch, "sweeps", "--results", tmp_path, "--out", tmp_path / "x.png")
+    with pytest.raises(InputError, match="expected runs of a suite"):
+        run_main(monkeypatch, "suite", "demo", "--results", tmp_path, "--out", tmp_path / "x.png")
     assert "\n" not in str(error.value)
 
 
