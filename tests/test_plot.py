@@ -1,6 +1,7 @@
 """plot.py: pictures show what they were given, the right way round, and survive having nothing to show."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -218,9 +219,14 @@ def test_sweeps_of_another_suites_records_are_one_line(tmp_path, monkeypatch, me
         (tmp_path / "a.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match=said) as error:
         run_main(monkeypatch, "sweeps", "--results", tmp_path, "--out", tmp_path / "x.png")
-    with pytest.raises(InputError, match="expected runs of a suite"):
-        run_main(monkeypatch, "suite", "demo", "--results", tmp_path, "--out", tmp_path / "x.png")
     assert "\n" not in str(error.value)
+
+
+def test_a_suite_s_picture_is_of_its_records(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="expected runs of a suite, the student alone among them; found none"):
+        run_main(monkeypatch, "suite", "demo", "--results", tmp_path, "--out", tmp_path / "x.png")
+    run_main(monkeypatch, "suite", "demo", "--results", Path(__file__).parents[1] / "results" / "demo", "--out", tmp_path / "x.png")
+    assert not is_blank(tmp_path / "x.png")
 
 
 def run_main(monkeypatch, *words):
