@@ -225,7 +225,8 @@ def test_sweeps_of_another_suites_records_are_one_line(tmp_path, monkeypatch, me
 def test_a_suite_s_picture_is_of_its_records(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="expected runs of a suite, the student alone among them; found none"):
         run_main(monkeypatch, "suite", "demo", "--results", tmp_path, "--out", tmp_path / "x.png")
-    run_main(monkeypatch, "suite", "demo", "--results", Path(__file__).parents[1] / "results" / "demo", "--out", tmp_path / "x.png")
+    records = Path(__file__).parents[1] / "results" / "demo"
+    run_main(monkeypatch, "suite", "demo", "--results", records, "--out", tmp_path / "x.png")
     assert not is_blank(tmp_path / "x.png")
 
 
