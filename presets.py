@@ -140,6 +140,11 @@ def cp_voxel_s_cpu(data: str = "kitti") -> Config:
     return replace(cp_voxel_cpu(data), preset="cp-voxel-s-cpu", width=(1.0, 0.5, 0.5), method="rdd")
 
 
+def cp_voxel_xs_cpu(data: str = "kitti") -> Config:
+    """CP-Voxel-XS of the CPU teacher."""
+    return replace(cp_voxel_cpu(data), preset="cp-voxel-xs-cpu", width=(0.75, 0.5, 0.5), method="rdd")
+
+
 def cp_voxel_xxs_cpu(data: str = "kitti") -> Config:
     """CP-Voxel-XXS of the CPU teacher: the large gap, and the demo's student."""
     return replace(cp_voxel_cpu(data), preset="cp-voxel-xxs-cpu", width=(0.5, 0.25, 0.25), method="rdd")
@@ -156,26 +161,43 @@ def second_s_cpu(data: str = "kitti") -> Config:
     return replace(second_cpu(data), preset="second-s-cpu", width=(0.75, 0.5, 0.5), method="rdd")
 
 
+def second_xs_cpu(data: str = "kitti") -> Config:
+    """SECOND-XS of the CPU teacher."""
+    return replace(second_cpu(data), preset="second-xs-cpu", width=(0.5, 0.5, 0.5), method="rdd")
+
+
 def cp_pillar_cpu(data: str = "kitti") -> Config:
-    """CP-Pillar for a CPU: 0.4 m pillars, neck of stride 2."""
-    _check_data("cp-pillar-cpu and its students", data, KITTI)
-    return replace(cp_voxel_cpu(data), preset="cp-pillar-cpu", encoder="pillar", voxel_size=(0.4, 0.4, 4.0),
-                   encoder_channels=(32, 32), bev_strides=(2, 2))  # fmt: skip
+    """CP-Pillar for a CPU: 0.4 m pillars (nuScenes: 0.32 m), neck of stride 2."""
+    return replace(cp_voxel_cpu(data), preset="cp-pillar-cpu", encoder="pillar", encoder_channels=(32, 32), bev_strides=(2, 2),
+                   voxel_size=(0.32, 0.32, 8.0) if data == "nuscenes" else (0.4, 0.4, 4.0))  # fmt: skip
+
+
+def cp_pillar_v04_cpu(data: str = "nuscenes") -> Config:
+    """CP-Pillar-v0.4 of the CPU teacher. nuScenes: on KITTI the teacher's own pillars are as large."""
+    _check_data("cp-pillar-v0.4-cpu", data, ("nuscenes",))
+    return replace(cp_pillar_cpu(data), preset="cp-pillar-v0.4-cpu", voxel_size=(0.4, 0.4, 8.0), method="rdd")
 
 
 def cp_pillar_v064_cpu(data: str = "kitti") -> Config:
     """CP-Pillar-v0.64 of the CPU teacher: another grid, regions meet in metres."""
-    return replace(cp_pillar_cpu(data), preset="cp-pillar-v0.64-cpu", voxel_size=(0.64, 0.64, 4.0), method="rdd")
+    teacher = cp_pillar_cpu(data)
+    return replace(teacher, preset="cp-pillar-v0.64-cpu", voxel_size=(0.64, 0.64, teacher.voxel_size[2]), method="rdd")
 
 
 def pointpillars_cpu(data: str = "kitti") -> Config:
     """PointPillars for a CPU: cp-pillar-cpu's encoder and neck under an anchor head."""
+    _check_data("pointpillars-cpu and its students", data, KITTI)
     return replace(cp_pillar_cpu(data), preset="pointpillars-cpu", head="anchor", encoder_channels=(32,))
 
 
 def pointpillars_s_cpu(data: str = "kitti") -> Config:
     """PointPillars-S of the CPU teacher."""
     return replace(pointpillars_cpu(data), preset="pointpillars-s-cpu", width=(0.75, 0.5, 0.5), method="rdd")
+
+
+def pointpillars_xs_cpu(data: str = "kitti") -> Config:
+    """PointPillars-XS of the CPU teacher."""
+    return replace(pointpillars_cpu(data), preset="pointpillars-xs-cpu", width=(0.5, 0.5, 0.5), method="rdd")
 
 
 def _check_data(name: str, data: str, known: tuple[str, ...]) -> None:
@@ -186,8 +208,8 @@ def _check_data(name: str, data: str, known: tuple[str, ...]) -> None:
 PRESETS: dict[str, Callable[..., Config]] = {f().preset: f for f in (
     cp_voxel, cp_voxel_s, cp_voxel_xs, cp_voxel_xxs, cp_pillar, cp_pillar_v02, cp_pillar_v04, cp_pillar_v048,
     cp_pillar_v064, second, second_s, second_xs, pointpillars, pointpillars_s, pointpillars_xs,
-    cp_voxel_cpu, cp_voxel_s_cpu, cp_voxel_xxs_cpu, second_cpu, second_s_cpu, cp_pillar_cpu, cp_pillar_v064_cpu,
-    pointpillars_cpu, pointpillars_s_cpu)}  # fmt: skip
+    cp_voxel_cpu, cp_voxel_s_cpu, cp_voxel_xs_cpu, cp_voxel_xxs_cpu, second_cpu, second_s_cpu, second_xs_cpu, cp_pillar_cpu,
+    cp_pillar_v04_cpu, cp_pillar_v064_cpu, pointpillars_cpu, pointpillars_s_cpu, pointpillars_xs_cpu)}  # fmt: skip
 DEFAULT_PAIR = {"sim": ("cp-voxel-cpu", "cp-voxel-xxs-cpu"), "kitti": ("cp-voxel", "cp-voxel-s"),
                 "sim-nuscenes": ("cp-voxel-cpu", "cp-voxel-xxs-cpu"), "nuscenes": ("cp-voxel", "cp-voxel-s")}  # fmt: skip
 
