@@ -169,9 +169,15 @@ def suite_table(name: str, folder: Path) -> str:
         head += [METRICS[metric], "vs. alone [95 %]"]
     head += ["seeds", f"{METRICS[metrics[0]]} of each"] + ["paper"] * paper
     lines = [head, ["---"] + ["--:"] * (len(head) - 1)]
+    tried = {row["student"] for row in rows if row["n"] and row["method"] != TEACHER}
     for start in range(0, len(rows), len(metrics)):
         mine = rows[start : start + len(metrics)]
         first = mine[0]
+        student = rows[min(start + len(metrics), len(rows) - 1)]["student"] if first["method"] == TEACHER else first["student"]
+        if student not in tried and tried:  # one line of dashes, not one a variant
+            if first["method"] == TEACHER:
+                lines.append([f"`{student}`", *[DASH] * (len(head) - 1)])
+            continue
         lines.append([label_of(first), *_cost(first), *[_shares(first)] * shared, *_mean_classes(first, kinds)])
         for row in mine:
             delta = "" if row["delta"] is None else f"{row['delta']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]"

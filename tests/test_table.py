@@ -92,6 +92,15 @@ def test_a_variant_at_equal_share_stands_under_its_own_and_shares_are_means(writ
     assert shares["`small` alone"] == "—" and rows["`small` + Hint"]["price"] == "1.50 (1.12)"
 
 
+def test_a_student_that_nobody_ran_is_one_line_of_dashes(write, monkeypatch):
+    monkeypatch.setitem(table.SUITES, "trial", replace(SUITE, pairs=(("big", "tiny"), ("big", "small"))))
+    write("big", "teacher", 0, 50.0)
+    text = table.suite_table("trial", write("small", "none", 0, 10.0))
+    labels = [line.split("|")[1].strip() for line in text.splitlines()[2:]]
+    assert labels == ["`tiny`", "teacher `big`", "`small` alone", "`small` + RDD", "`small` + Hint"]
+    assert set(cells(text, "`tiny`").values()) == {"`tiny`", "—"}
+
+
 def test_many_classes_have_a_table_of_their_own(write):
     levels = {f"C{k}": {"AP_R40": {"3d": {"easy": 0.0, "moderate": 10.0 * k, "hard": 0.0}}} for k in range(6)}
     for seed in (0, 1):
