@@ -9,7 +9,6 @@ import hashlib
 import os
 import statistics
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,45 +23,34 @@ if TYPE_CHECKING:
 def price_of(cfg: Config, teacher: "Detector", turns: int = 5, steps: int = 6) -> tuple[float, float]:
     """The time of a step with the method, in steps of the student alone: the median over `turns` of the loop itself.
 
-    Also without the teacher's forward pass, as it is where its outputs were kept (`remembered`, whose reading is left out).
+    Second, the same where the teacher's outputs are at hand (`remembered`, whose reading from the disk is left out).
     """
     from train import train
     from weights import read_checkpoint
 
-    endless = replace(cfg, epochs=10**6, eval_every=10**6)  # it is left after a few steps
-    spent: dict[str, list[float]] = {"none": [0.0], cfg.method: [0.0]}
-    asked, forward = [0.0], teacher.forward  # seconds that the teacher had until the end of each turn
+    endless = {"epochs": 10**6, "eval_every": 10**6}  # it is left after a few steps
+    spent: dict[str, list[float]] = {"alone": [0.0], "taught": [0.0], "outputs kept": [0.0]}
+    outputs, forward = {}, teacher.forward
 
-    def timed(x: Any) -> Any:
-        finish_kernels()
-        began = time.perf_counter()
-        out = forward(x)
-        finish_kernels()
-        asked[-1] += time.perf_counter() - began
-        return out
+    def kept(x: Any) -> Any:
+        key = digest(x)
+        if key not in outputs:
+            outputs[key] = forward(x)
+        return outputs[key]
 
-    teacher.forward = timed
+    teacher.forward = kept
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(turns + 1):
-            for method, seconds in spent.items():
-                changed = replace(endless, method=method, label_kd=cfg.label_kd and method != "none")
-                run = Path(folder, method)
-                train(changed, run, teacher if method != "none" else None, stop_after=(turn + 1) * steps)
+            outputs.clear()  # the second run meets them for the first time, the third meets the same batches again
+            for name, seconds in spent.items():
+                changed = {"method": "none", "label_kd": False} if name == "alone" else {}
+                run, asked = Path(folder, name), None if name == "alone" else teacher
+                train(replace(cfg, **endless, **changed), run, asked, stop_after=(turn + 1) * steps)
                 seconds.append(read_checkpoint(run / "last.pt")["seconds"])
-            asked.append(asked[-1])
     teacher.forward = forward
-    alone, method = ([b - a for a, b in zip(s, s[1:], strict=False)][1:] for s in spent.values())  # the first turn warms up
-    taught = [b - a for a, b in zip(asked, asked[1:-1], strict=False)]
-    return (statistics.median(m / a for m, a in zip(method, alone, strict=True)),
-            statistics.median((m - t) / a for m, t, a in zip(method, taught, alone, strict=True)))  # fmt: skip
-
-
-def finish_kernels() -> None:
-    """Wait for what a GPU still has to do, before a clock is read."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    alone, *others = ([b - a for a, b in zip(s, s[1:], strict=False)][1:] for s in spent.values())  # the first turn warms up
+    price, price_kept = (statistics.median(b / a for a, b in zip(alone, other, strict=True)) for other in others)
+    return price, price_kept
 
 
 def equal_epochs(epochs: int, price: float) -> int:
@@ -106,7 +94,7 @@ def remembered(teacher: "Detector", folder: Path) -> Any:
     forward = teacher.forward
 
     def call(x: Any) -> Output:
-        said = hashlib.blake2b(x.points.cpu().numpy().tobytes(), digest_size=16, key=bytes([x.batch_size])).hexdigest()
+        said = digest(x)
         path = folder / said[:2] / f"{said}.pt"
         if path.is_file():
             neck, maps = torch.load(path, map_location=x.points.device, weights_only=True)
@@ -119,3 +107,8 @@ def remembered(teacher: "Detector", folder: Path) -> Any:
         return out
 
     return call
+
+
+def digest(x: Any) -> str:
+    """What a teacher is asked, as 32 hex digits: the points of a batch."""
+    return hashlib.blake2b(x.points.cpu().numpy().tobytes(), digest_size=16, key=bytes([x.batch_size])).hexdigest()
