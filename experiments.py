@@ -99,13 +99,15 @@ def claim(path: Path) -> Iterator[bool]:
 
 def run_suite(name: str, given: Any, root: str) -> None:
     """Do jobs until every one has its record. Several processes may do this at once, on one machine or a shared disk."""
-    suite = SUITES[name]
-    suite = replace(suite, pairs=tuple(pair for pair in suite.pairs if pair[1] in given.students))
+    whole = SUITES[name]
+    suite = replace(whole, pairs=tuple(pair for pair in whole.pairs if pair[1] in given.students))
     while True:
         records = read_records(given.results)
         every = jobs(suite, root, given.variants, given.seeds, records)
         open_jobs = [job for job in every if job.name not in records]
-        for needed in {job.needs for job in every} - {job.needs for job in open_jobs} - {""}:
+        # What a teacher said is kept while any run of the suite may ask again, also one that this command leaves out
+        asking = {job.needs for job in jobs(whole, root, list(whole.variants), None, records) if job.name not in records}
+        for needed in {job.needs for job in every} - asking - {""}:
             shutil.rmtree(given.runs / needed / "outputs", ignore_errors=True)
         if not open_jobs:
             return
@@ -266,9 +268,8 @@ def parser() -> ArgumentParser:
     p.add_argument("--variants", nargs="+", metavar="V", help="some of the suite's variants [all]")
     p.add_argument("--students", nargs="+", metavar="PRESET", help="some of the suite's students [all]")
     p.add_argument("--jobs", type=int, default=1, metavar="N", help="processes side by side [1]")
-    p.add_argument(
-        "--remember", action="store_true", help="keep what a teacher says of each batch on the disk, for the next method"
-    )
+    p.add_argument("--remember", action="store_true",
+                   help="keep what a teacher says of each batch on the disk until no run of the suite asks again")  # fmt: skip
     p.add_argument("--root", default="", metavar="DIR", help="the data set [its usual place]")
     p.add_argument("--runs", type=Path, metavar="DIR", help="where checkpoints and logs go [runs/SUITE]")
     p.add_argument("--results", type=Path, metavar="DIR", help="where the records go [runs/SUITE/results]")

@@ -1,6 +1,7 @@
 """fair.py: the price of a step, shares of the gradient, a teacher that remembers and changes nothing."""
 
 import json
+from argparse import Namespace
 from dataclasses import replace
 from functools import partial
 from time import sleep
@@ -58,6 +59,8 @@ def test_a_teacher_that_remembers_changes_nothing(suite, root, tmp_path, monkeyp
             lambda *_: forwards.append("computed")) and (1.5, 1.1))  # fmt: skip
         folder = tmp_path / str(remember)
         chosen = given(folder, variants=list(every), seeds=1, remember=remember)
+        run_suite("trial", Namespace(**{**vars(chosen), "variants": ["hint"]}), str(root))
+        assert bool(list(chosen.runs.glob("*/outputs"))) == remember, "others of the suite will ask"
         run_suite("trial", chosen, str(root))
         assert not list(chosen.runs.glob("*/outputs")), "nothing is left of it"
     assert calls[False].count("asked") == calls[True].count("asked") == 3 * 4
