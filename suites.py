@@ -89,7 +89,7 @@ SUITES = {
         "select threshold": rdd(select="threshold", lam=30.0), "select relative": rdd(select="relative", lam=1.0),
         "select soft": rdd(select="soft", lam=30.0), "select gaussian": rdd(select="gaussian"),
         "p_cls mean": rdd(p_cls="mean"), "p_cls peak": rdd(p_cls="peak"), "roi 3": rdd(roi_size=3),
-        "proposals 20": rdd(proposals=20), "proposal score .3": rdd(proposal_score=0.3)}),
+        "proposals 20": rdd(proposals=20), "proposals 200": rdd(proposals=200), "proposal score .3": rdd(proposal_score=0.3)}),
     # The paper's own pairs, at their full size: real data, GPUs
     "nuscenes": Suite("nuscenes", (*(("cp-voxel", f"cp-voxel-{s}") for s in ("s", "xs", "xxs")),
                                    *(("cp-pillar", f"cp-pillar-v{v}") for v in ("0.4", "0.48", "0.64"))), EVERY, {"": 3}, {}),
