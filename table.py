@@ -205,7 +205,8 @@ def label_of(row: dict[str, Any]) -> str:
     if variant == TEACHER:
         return f"teacher `{row['student']}`"
     if variant.startswith(ALONE):
-        equals = ": the time of " + ", ".join(LABELS.get(v, v) for v in row["as_long_as"]) if row["as_long_as"] else ""
+        whose = [LABELS.get(v, v) for v in row["as_long_as"]]
+        equals = f": the time of {', '.join(whose) if len(whose) < 4 else f'{len(whose)} methods'}" if whose else ""
         return f"`{row['student']}` alone{variant.removeprefix(ALONE)}{equals}"
     name, *change = variant.split(", ")
     return f"`{row['student']}` + {', '.join([LABELS.get(name, name), *change])}"

@@ -65,7 +65,7 @@ def test_difference_to_the_student_alone_is_over_the_seeds_that_both_have(write)
     assert (row["mean"], row["n"], row["delta"], row["low"], row["high"], row["macs_ratio"]) == (23.0, 1, 3.0, 3.0, 3.0, None)
 
 
-def test_the_student_alone_in_equal_time_says_whose_time_it_had(write):
+def test_the_student_alone_in_equal_time_says_whose_time_it_had(write, monkeypatch):
     write("small", "none", 0, 10.0)
     folder = write("small", "rdd", 0, 12.0, price=1.55)
     assert "the time of" not in table.suite_table("trial", folder)
@@ -74,6 +74,10 @@ def test_the_student_alone_in_equal_time_says_whose_time_it_had(write):
         write("small", longer_variant(12), seed, 11.0 + seed)  # 8 * 1.5, to a quarter of 8
     row = cells(table.suite_table("trial", folder), "`small` alone, 12 epochs: the time of RDD, Hint")
     assert row["mAP 3D of each"] == "11.0, 12.0"
+    monkeypatch.setitem(table.SUITES, "trial", replace(SUITE, variants=SUITE.variants | {"fg": {}, "mimic": {}}))
+    for method in ("fg", "mimic"):
+        write("small", method, 0, 12.0, price=1.5)
+    assert "`small` alone, 12 epochs: the time of 4 methods |" in table.suite_table("trial", folder)
 
 
 def test_a_variant_at_equal_share_stands_under_its_own_and_shares_are_means(write, monkeypatch):
