@@ -176,24 +176,26 @@ def comparison(path: str | Path, rows: Sequence[dict[str, Any]]) -> "Figure":
     seed, a large one their mean, a bar the 95 % interval of the difference to the student alone, drawn from the line of the
     student alone. Right: means over the seeds. Raises InputError when nothing was run.
     """
+    from suites import ALONE, TEACHER
     from table import label_of
 
-    rows = [row for row in rows if row["n"] and row["metric"] == rows[0]["metric"]]
-    students: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:  # the teacher's row stands before those of each of its students
-        if row["method"] == "teacher":
-            students[len(students)] = []
-        students.setdefault(max(len(students) - 1, 0), []).append(row)
-    students = {k: part for k, part in students.items() if any(row["method"] == "none" for row in part)}
-    if not students:
+    rows = [row for row in rows if row["metric"] == rows[0]["metric"]]
+    parts: list[list[dict[str, Any]]] = []  # of each student: its teacher's row (its distance to this student) and its own
+    for row in rows:
+        if row["method"] == TEACHER:
+            parts.append([])
+        if row["n"]:
+            parts[-1].append(row)
+    parts = [part for part in parts if any(row["method"] == ALONE for row in part)]
+    if not parts:
         raise InputError(f"{path}: expected runs of a suite, the student alone among them; found none")
     metric = rows[0]["metric"]
     name = ACCURACY.get(metric, metric)
-    figure = new_figure(12.0, 0.9 + sum(0.6 + 0.24 * max(len(part), 9) for part in students.values()))
-    panels = figure.subplots(len(students), 2, squeeze=False, gridspec_kw={"width_ratios": [1.25, 1]})
-    named = {"teacher": "teacher", "none": "student", "rdd": "student + RDD"}
-    for (left, right), part in zip(panels, students.values(), strict=True):
-        (alone,) = (row for row in part if row["method"] == "none")
+    figure = new_figure(12.0, 0.9 + sum(0.6 + 0.24 * max(len(part), 9) for part in parts))
+    panels = figure.subplots(len(parts), 2, squeeze=False, gridspec_kw={"width_ratios": [1.25, 1]})
+    named = {TEACHER: "teacher", ALONE: "student", "rdd": "student + RDD"}
+    for (left, right), part in zip(panels, parts, strict=True):
+        (alone,) = (row for row in part if row["method"] == ALONE)
         left.axvline(alone["mean"], color=COLOURS["student"], linestyle="--", linewidth=1)
         for place, row in enumerate(part):
             colour = COLOURS[named[row["method"]]] if row["method"] in named else "#777777"

@@ -130,8 +130,8 @@ def test_a_comparison_has_every_variant_that_ran_beside_the_line_of_the_student_
         runs = {seed: {"scores": log} for seed, log in enumerate(logs)}
         mean = float(np.mean(finals)) if finals else None
         low, high = (delta - 1, delta + 2) if delta is not None else (None, None)
-        return {"student": student, "method": method, "metric": "map", "mean": mean, "n": len(finals), "low": low, "high": high,
-                "values": dict(enumerate(finals)), "runs": runs, "as_long_as": []}  # fmt: skip
+        return {"student": student, "method": method, "metric": "map", "mean": mean, "n": len(finals),
+                "low": low, "high": high, "values": dict(enumerate(finals)), "runs": runs, "as_long_as": []}  # fmt: skip
 
     rows = [row("big", "teacher", 9.0, 20.0), row("s", "none", None, 10.0, 12.0), row("s", "hint", 3.0, 14.0, 14.0),
             row("s", "rdd", None), row("s", "none, 8 epochs", 4.0, 15.0),
@@ -144,8 +144,14 @@ def test_a_comparison_has_every_variant_that_ran_beside_the_line_of_the_student_
     alone, *bars = left.lines
     assert set(alone.get_xdata()) == {11.0} and [list(bar.get_xdata()) for bar in bars] == [[19, 22], [13, 16], [14, 17]]
     assert [list(line.get_ydata()) for line in right.lines] == [[10, 20], [5.5, 11], [7, 14], [7.5, 15]]
+    early = [row("big", "teacher", None), row("s", "none", None, 10.0), row("big", "teacher", None), row("xs", "none", None, 8.0)]
+    figure = curves.comparison(tmp_path / "e.png", early)  # a student alone may be done before its teacher
+    assert [ax.get_title() for ax in figure.axes[::2]] == ["s: last epoch", "xs: last epoch"]
+    both = [row("big", "teacher", 9.0, 20.0), early[1], row("big", "teacher", 12.0, 20.0), early[3]]
+    bars = [list(ax.lines[1].get_xdata()) for ax in curves.comparison(tmp_path / "b.png", both).axes[::2]]
+    assert bars == [[18, 21], [19, 22]], "the teacher stands at its own distance from each student"
     with pytest.raises(InputError, match="expected runs of a suite, the student alone among them; found none"):
-        curves.comparison(tmp_path / "n.png", rows[3:4])
+        curves.comparison(tmp_path / "n.png", [rows[0], rows[3]])
 
 
 def test_without_time_there_are_two_panels(tmp_path):
