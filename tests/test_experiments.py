@@ -194,6 +194,26 @@ def test_a_suite_of_real_data_asks_for_it(monkeypatch, tmp_path):
     assert asked == [("kitti", "/nowhere/kitti")]
 
 
+@pytest.mark.parametrize(("name", "scenes"), [("sim-nuscenes", "sim-nuscenes-many"), ("tuning", "sim-nuscenes-tuning"),
+                                              ("sim-kitti", "sim-kitti-many"), ("demo", "")])  # fmt: skip
+def test_a_suite_s_own_scenes_are_made_first_and_used(monkeypatch, tmp_path, name, scenes):
+    import inspect
+
+    from data import simulate_kitti, simulate_nuscenes
+
+    made, used = [], []
+    for module, word in ((simulate_kitti, "simulate_kitti"), (simulate_nuscenes, "simulate_nuscenes")):
+        bind = inspect.signature(getattr(module, word)).bind  # raises for settings that the simulator has not
+        monkeypatch.setattr(module, word, lambda *args, bind=bind, **settings: made.append(bind(*args, **settings).args[0]))
+    monkeypatch.setattr("train.prepare_data", lambda cfg, workers: used.append(cfg.root) or cfg)
+    monkeypatch.setattr(experiments, "run_suite", lambda *args: None)
+    monkeypatch.setattr("sys.argv", ["experiments.py", name, "--no-pictures"])
+    monkeypatch.chdir(tmp_path)
+    experiments.main()
+    expected = [f"datasets/{scenes}"] if scenes else []
+    assert made == expected and used == (expected or [""])
+
+
 def test_a_folder_that_cannot_be_made_is_named_before_the_work(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setattr("sys.argv", ["experiments.py", "demo", "--runs", str(tmp_path / "file")])
