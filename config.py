@@ -101,7 +101,7 @@ class Config:
     select: str = opt("top", "how m* of Eq. 5 is solved", DISTIL,
                       ("threshold", "relative", "top", "soft", "gaussian", "all", "least", "random"))  # fmt: skip
     lam: float = opt(0.1, "lambda of Eq. 5, in units of d (threshold, soft), mean d (relative), nats (gaussian)", DISTIL)
-    fraction: float = opt(0.6, "share of a scan's region pairs that select=top keeps, whatever lambda", DISTIL)
+    fraction: float = opt(0.6, "share of a scan's region pairs that select=top, least, random keep, whatever lambda", DISTIL)
     p_cls: str = opt("sum", "Eq. 9's |differences| over a region: their sum, mean, or at its peak only", DISTIL,
                      ("sum", "mean", "peak"))
     alpha1: float = opt(0.2, "weight of L_feat, Eq. 10", DISTIL)
