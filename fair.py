@@ -9,6 +9,7 @@ import hashlib
 import os
 import statistics
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 def price_of(cfg: Config, teacher: "Detector", turns: int = 5, steps: int = 6) -> tuple[float, float]:
     """The time of a step with the method, in steps of the student alone: the median over `turns` of the loop itself.
 
-    Second, the same where the teacher's outputs are at hand (`remembered`, whose reading from the disk is left out).
+    Second, the same where the teacher's outputs are at hand, as they are for every student of a seed but the first
+    (`remembered`, whose reading from the disk is left out).
     """
     from train import train
     from weights import read_checkpoint
@@ -39,15 +41,18 @@ def price_of(cfg: Config, teacher: "Detector", turns: int = 5, steps: int = 6) -
         return outputs[key]
 
     teacher.forward = kept
-    with tempfile.TemporaryDirectory() as folder:
-        for turn in range(turns + 1):
-            outputs.clear()  # the second run meets them for the first time, the third meets the same batches again
-            for name, seconds in spent.items():
-                changed = {"method": "none", "label_kd": False} if name == "alone" else {}
-                run, asked = Path(folder, name), None if name == "alone" else teacher
-                train(replace(cfg, **endless, **changed), run, asked, stop_after=(turn + 1) * steps)
-                seconds.append(read_checkpoint(run / "last.pt")["seconds"])
-    teacher.forward = forward
+    alone_first, alone_last = ("alone", "taught", "outputs kept"), ("taught", "outputs kept", "alone")
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for turn in range(turns + 1):
+                outputs.clear()  # "taught" meets them for the first time, "outputs kept" meets the same batches again
+                for name in (alone_first, alone_last)[turn % 2]:  # in turns, because the first one reads the frames
+                    changed = {"method": "none", "label_kd": False} if name == "alone" else {}
+                    run, asked = Path(folder, name), None if name == "alone" else teacher
+                    train(replace(cfg, **endless, **changed), run, asked, stop_after=(turn + 1) * steps)
+                    spent[name].append(read_checkpoint(run / "last.pt")["seconds"])
+    finally:
+        teacher.forward = forward
     alone, *others = ([b - a for a, b in zip(s, s[1:], strict=False)][1:] for s in spent.values())  # the first turn warms up
     price, price_kept = (statistics.median(b / a for a, b in zip(alone, other, strict=True)) for other in others)
     return price, price_kept
@@ -76,16 +81,17 @@ def equal_share(cfg: Config, record: dict[str, Any], default: dict[str, Any]) ->
     """The alphas that give a variant of RDD the default's share of the gradient, from what their first runs measured."""
     if not record or not default or record["variant"] in (ALONE, default["variant"]):
         return {}
-    found, wanted = record["shares"], default["shares"]
+    found, wanted = record.get("shares", {}), default.get("shares", {})
     return {alpha: float(f"{getattr(cfg, alpha) * wanted[term] / found[term]:.3g}")
-            for alpha, term in (("alpha1", "feat"), ("alpha2", "logit")) if found.get(term)}  # fmt: skip
+            for alpha, term in (("alpha1", "feat"), ("alpha2", "logit")) if found.get(term) and term in wanted}  # fmt: skip
 
 
 def remembered(teacher: "Detector", folder: Path) -> Any:
     """The forward pass of a frozen teacher that keeps its outputs on the disk, because every method meets the same batches.
 
     A seed fixes the data order and the augmentation, so only the first method pays for the teacher. What is read back is
-    what was computed, bit for bit. An output is as large as the maps: for the CPU presets 5 MB, 16 GB for 3000 steps.
+    what was computed, bit for bit. An output is as large as the maps: for the CPU presets 5 MB, 11 GB for 2128 steps. The
+    folder belongs to these weights. What cannot be read or written, as on a full disk, is computed again.
     """
     import torch
 
@@ -96,14 +102,18 @@ def remembered(teacher: "Detector", folder: Path) -> Any:
     def call(x: Any) -> Output:
         said = digest(x)
         path = folder / said[:2] / f"{said}.pt"
-        if path.is_file():
+        with suppress(OSError, RuntimeError):
             neck, maps = torch.load(path, map_location=x.points.device, weights_only=True)
             return Output(neck, maps, teacher.head.geometry, teacher.head)
         out = forward(x)
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}")
-        torch.save((out.neck, out.maps), temporary)
-        os.replace(temporary, path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save((out.neck, out.maps), temporary)
+            os.replace(temporary, path)
+        except (OSError, RuntimeError):
+            with suppress(OSError):
+                temporary.unlink()
         return out
 
     return call

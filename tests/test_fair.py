@@ -14,6 +14,7 @@ from evaluate import resampled
 from experiments import jobs, read_records, run_suite
 from fair import equal_epochs, equal_share, price_of, shares
 from presets import preset
+from tests.scenes import tiny_config
 from tests.test_experiments import VARIANTS, given, suite  # noqa: F401 (a fixture)
 from tests.test_train import root  # noqa: F401 (a fixture)
 
@@ -74,6 +75,26 @@ def test_a_teacher_that_remembers_changes_nothing(suite, root, tmp_path, monkeyp
             assert a | {"seconds": 0} == b | {"seconds": 0}
 
 
+def test_what_cannot_be_kept_is_computed(root, tmp_path):  # noqa: F811
+    import torch
+
+    from data.batch import collate, open_data
+    from detector import build
+    from fair import remembered
+
+    cfg = tiny_config(data="kitti", root=str(root), fov_only=False)
+    teacher, data = build(cfg).eval(), open_data(cfg, "val")
+    with torch.no_grad():
+        x = teacher.prepare(collate([data[0]], cfg))
+        expected = teacher(x).neck
+        assert remembered(teacher, tmp_path)(x).neck.equal(expected)
+        (path,) = tmp_path.rglob("*.pt")
+        path.write_bytes(path.read_bytes()[:100])  # cut off
+        assert remembered(teacher, tmp_path)(x).neck.equal(expected)
+        (tmp_path / "file").write_text("in the way")
+        assert remembered(teacher, tmp_path / "file")(x).neck.equal(expected)
+
+
 def test_equal_epochs_are_whole_quarters_of_the_schedule():
     assert equal_epochs(2, 0.1) == 1, "never less than an epoch"
     assert [equal_epochs(16, price) for price in (1.0, 1.1, 1.2, 2.05)] == [16, 16, 20, 32]
@@ -85,3 +106,4 @@ def test_equal_share_is_of_what_was_measured_and_leaves_a_term_without_gradient(
     for nothing in ({}, default, {"variant": "none", "shares": {}}):
         assert equal_share(cfg, nothing, default) == {}
     assert equal_share(cfg, default | {"variant": "x"}, {}) == {}
+    assert equal_share(cfg, default | {"variant": "x"}, {"variant": "rdd"}) == {}, "a record that is older than shares"
