@@ -26,13 +26,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cli import ArgumentParser, InputError, did_you_mean, run_cli
-from config import Config, override
+from config import Config, from_json, override, to_json
 from fair import equal_epochs, equal_share, longer_variant, price_of, remembered, shares
 from presets import preset
 from suites import ALONE, SCENES, SUITES, TEACHER, Suite
+
+if TYPE_CHECKING:
+    from detector import Detector
 
 
 @dataclass(frozen=True)
@@ -98,19 +101,25 @@ def claim(path: Path) -> Iterator[bool]:
 
 
 def run_suite(name: str, given: Any, root: str) -> None:
-    """Do jobs until every one has its record. Several processes may do this at once, on one machine or a shared disk."""
-    whole = SUITES[name]
+    """Do jobs until every one has its record. Several processes may do this at once, on one machine or a shared disk.
+
+    Raises InputError at the end for runs that could not be finished, when all others are, and at once for a record that is
+    another run's.
+    """
+    whole, failed = SUITES[name], {}
     suite = replace(whole, pairs=tuple(pair for pair in whole.pairs if pair[1] in given.students))
     while True:
         records = read_records(given.results)
         every = jobs(suite, root, given.variants, given.seeds, records)
-        open_jobs = [job for job in every if job.name not in records]
-        # What a teacher said is kept while any run of the suite may ask again, also one that this command leaves out
-        asking = {job.needs for job in jobs(whole, root, list(whole.variants), None, records) if job.name not in records}
-        for needed in {job.needs for job in every} - asking - {""}:
-            shutil.rmtree(given.runs / needed / "outputs", ignore_errors=True)
+        check_same_runs(every, records, given.results)
+        open_jobs = [job for job in every if job.name not in records and not {job.name, job.needs} & failed.keys()]
+        if given.remember:  # while any run of the suite may ask again, also one that this command leaves out
+            others = jobs(whole, root, list(whole.variants), None, records)
+            asking = {job.needs for job in [*every, *others] if job.name not in records}
+            for needed in {job.needs for job in every} - asking - {""}:
+                shutil.rmtree(given.runs / needed / "outputs", ignore_errors=True)
         if not open_jobs:
-            return
+            break
         for job in open_jobs:
             needed = job.needs and not (given.runs / job.needs / "done").is_file()
             if needed:  # its teacher first, which may have a record, but no checkpoint here
@@ -118,23 +127,54 @@ def run_suite(name: str, given: Any, root: str) -> None:
             finished = given.runs / job.name / "done" if needed else given.results / f"{job.name}.json"
             with claim(given.runs / f"{job.name}.lock") as mine:
                 if mine and not finished.is_file():  # nobody has finished it since the records were read
-                    run_once(name, job, given.runs, given.results, given.remember)
+                    try:
+                        run_once(name, job, given.runs, given.results, given.remember)
+                    except InputError as error:  # as of a loss that is not finite: the others can still be run
+                        print(f"{job.name}: {error}")
+                        failed[job.name] = error
                     break
         else:
             time.sleep(2)  # others are at what is left
+    if failed:
+        raise InputError("; ".join(f"{name}: {error}" for name, error in failed.items()))
+
+
+def check_same_runs(every: list[Job], records: dict[str, dict[str, Any]], results: Path) -> None:
+    """A record counts for the run that the suite means today. Raises InputError for another one, naming what differs."""
+    for job in every:
+        if job.name in records:
+            before, now = to_json(from_json(records[job.name]["config"])), to_json(job.cfg)
+            if other := [k for k in now if k != "root" and now[k] != before[k]]:
+                raise InputError(f"{results / job.name}.json: a run with {other[0]} = {before[other[0]]}, the suite has now "
+                                 f"{now[other[0]]}; move results and runs away to start anew")  # fmt: skip
+
+
+def teacher_of(job: Job, runs: Path, results: Path) -> "Detector | None":
+    """Raises InputError for another teacher than the one that has the record: one teacher a seed, the same for all."""
+    from runs import fingerprint
+    from weights import load_detector
+
+    if not job.needs:
+        return None
+    teacher = load_detector(runs / job.needs / "last.pt")[0]
+    known = read_records(results).get(job.needs, {}).get("weights")
+    if known and known != fingerprint(teacher):
+        raise InputError(f"{runs / job.needs}/last.pt: expected the teacher of {results / job.needs}.json, found other weights; "
+                         "bring its checkpoint, or move results away to start anew")  # fmt: skip
+    return teacher
 
 
 def run_once(suite: str, job: Job, runs: Path, results: Path, keep_outputs: bool = False) -> None:
     """Train one run, or what is missing of it, and write its record, results/NAME.json."""
     from data.batch import collate, open_data
     from evaluate import detect, resampled
-    from runs import commit, machine
+    from runs import fingerprint
     from sheet import count_macs, count_parameters
     from train import train
-    from weights import load_detector
 
-    folder = runs / job.name
-    teacher = load_detector(runs / job.needs / "last.pt")[0] if job.needs else None
+    folder, teacher = runs / job.name, teacher_of(job, runs, results)
+    if not (folder / "last.pt").is_file():
+        shutil.rmtree(folder / "outputs", ignore_errors=True)  # of a teacher that was here before
     measured = teacher is not None and job.cfg.method != "none" and job.cfg.seed == 0 and ", " not in job.variant
     price, kept = price_of(job.cfg, teacher) if measured else (None, None)
     if teacher is not None and keep_outputs:
@@ -147,6 +187,7 @@ def run_once(suite: str, job: Job, runs: Path, results: Path, keep_outputs: bool
     evaluations = [line for line in lines if line["kind"] == "eval"]
     key = "nds" if "nds" in evaluations[-1] else "moderate_map_3d"
     sample = collate([validation[i] for i in range(min(8, len(validation)))], job.cfg).to(device)
+    began = dict(line.split(" ", 1) for line in (folder / "environment.txt").read_text().splitlines())
     record = {
         "suite": suite, "teacher": job.teacher, "student": job.student, "variant": job.variant, "seed": job.cfg.seed,
         "method": job.cfg.method, "epochs": job.cfg.epochs, "steps": evaluations[-1]["step"],
@@ -154,9 +195,10 @@ def run_once(suite: str, job: Job, runs: Path, results: Path, keep_outputs: bool
         "parameters": count_parameters(detector), "macs": count_macs(detector, sample),
         "scores": [{k: v for k, v in e.items() if k not in ("kind", "result")} for e in evaluations],
         "last": evaluations[-1]["result"], "best": max(evaluations, key=lambda e: e[key])["result"],
-        "resampled": resampled(validation, found, job.cfg), "commit": commit(),
+        "resampled": resampled(validation, found, job.cfg), "commit": began["commit"],
         "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "machine": machine(), "threads": threads(), "date": time.strftime("%Y-%m-%d"),
+        "machine": began["machine"], "threads": int(began["threads"]), "date": time.strftime("%Y-%m-%d"),
+        "weights": fingerprint(detector), "teacher_weights": fingerprint(teacher) if teacher else None,
         "config": json.loads((folder / "config.json").read_text()),
     }  # fmt: skip
     results.mkdir(parents=True, exist_ok=True)
@@ -166,12 +208,6 @@ def run_once(suite: str, job: Job, runs: Path, results: Path, keep_outputs: bool
         temporary.write_text(json.dumps(record, indent=1) + "\n")
         os.replace(temporary, path)
     (folder / "done").touch()
-
-
-def threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
 
 
 def read_records(folder: Path) -> dict[str, dict[str, Any]]:
@@ -204,7 +240,8 @@ def side_by_side(count: int, words: list[str], runs: Path) -> None:
         raise
     for log, status in zip(logs, ended, strict=True):
         if status:
-            raise InputError(f"{log}: its process ended with status {status}: {log.read_text().strip().splitlines()[-1]}")
+            said = log.read_text().strip().splitlines() or ["it said nothing"]
+            raise InputError(f"{log}: its process ended with status {status}: {said[-1]}")
 
 
 # ------------------------------------------------------------------ what a suite looks like
@@ -220,9 +257,12 @@ def pictures(suite: Suite, runs: Path, out: Path, timed: bool) -> None:
     from rdd import RDD
     from weights import load_detector
 
-    out.mkdir(parents=True, exist_ok=True)
     name_t, name_s = suite.pairs[-1]
     named = {"teacher": f"{name_t}-seed0", "student": f"{name_s}-{ALONE}-seed0", "student + RDD": f"{name_s}-rdd-seed0"}
+    if lost := [name for name in named.values() if not (runs / name / "last.pt").is_file()]:
+        print(f"no pictures: {runs / lost[0]}/last.pt is not there; its record says what it found")
+        return
+    out.mkdir(parents=True, exist_ok=True)
     models = {role: load_detector(runs / name / "last.pt") for role, name in named.items()}
     cfg = models["student + RDD"][0].cfg
     validation = open_data(cfg, "val")
@@ -269,7 +309,8 @@ def parser() -> ArgumentParser:
     p.add_argument("--students", nargs="+", metavar="PRESET", help="some of the suite's students [all]")
     p.add_argument("--jobs", type=int, default=1, metavar="N", help="processes side by side [1]")
     p.add_argument("--remember", action="store_true",
-                   help="keep what a teacher says of each batch on the disk until no run of the suite asks again")  # fmt: skip
+                   help="keep what a teacher says of each batch on the disk until no run of the suite asks again: of each "
+                        "teacher and seed 5 MB a step with the CPU presets")  # fmt: skip
     p.add_argument("--root", default="", metavar="DIR", help="the data set [its usual place]")
     p.add_argument("--runs", type=Path, metavar="DIR", help="where checkpoints and logs go [runs/SUITE]")
     p.add_argument("--results", type=Path, metavar="DIR", help="where the records go [runs/SUITE/results]")
@@ -316,8 +357,10 @@ def main() -> None:
 
     print("\n" + suite_table(given.suite, given.results))
     if "rdd" in given.variants and ALONE in given.variants:
-        pictures(suite, given.runs, figures, timed=not given.remember)
-        print(f"\npictures: {', '.join(str(p) for p in sorted(figures.glob('*.png')))}")
+        chosen = replace(suite, pairs=tuple(pair for pair in suite.pairs if pair[1] in given.students))
+        pictures(chosen, given.runs, figures, timed=not given.remember)
+        if drawn := sorted(figures.glob("*.png")):
+            print(f"\npictures: {', '.join(map(str, drawn))}")
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ import pytest
 import evaluate
 import experiments
 from cli import InputError
-from config import Config, override
+from config import Config
 from evaluate import detect, evaluate_detector, headline, resampled
 from experiments import claim, jobs, read_records, record_name, run_suite
 from fair import equal_epochs, longer_variant
-from presets import PRESETS, READINGS, preset
-from suites import METHODS, PRINTED, SCENES, SUITES, Suite
+from presets import PRESETS
+from suites import METHODS, SCENES, SUITES, Suite
 from tests.scenes import tiny_config
 from tests.test_train import root  # noqa: F401 (a fixture)
 from train import check_pair
@@ -55,10 +55,8 @@ def test_every_suite_can_be_built(name):
             assert all(shared[job.name] == job.cfg for job in every if job.name in shared)
 
 
-def test_suites_name_the_methods_there_are_and_the_reading_as_it_is():
+def test_suites_name_the_methods_there_are():
     assert METHODS == tuple(m for m in next(f for f in fields(Config) if f.name == "method").metadata["choices"] if m != "none")
-    printed = override(preset("cp-voxel-xxs-cpu", "sim"), READINGS["printed"])
-    assert override(preset("cp-voxel-xxs-cpu", "sim"), PRINTED) == printed
 
 
 def test_one_teacher_a_seed_and_the_same_student_for_every_variant(suite):
@@ -118,6 +116,7 @@ def test_a_suite_runs_to_its_end_once_and_goes_on_after_a_kill(suite, root, tmp_
     assert len(done) == 2
     run_suite("trial", given(tmp_path), str(root))
     records = read_records(tmp_path / "results")
+    assert len({records[name]["teacher_weights"] for name in records if "rdd" in name} | {records["big-seed0"]["weights"]}) == 1
     assert calls.count(calls[2]) == 2 and len(set(calls)) == len(calls) - 1, "only the killed one was done twice"
     assert all(path.read_bytes() == before for path, before in done.items())
     longer = record_name("small", longer_variant(equal_epochs(2, records["small-rdd-seed0"]["price"])), 0)
@@ -138,6 +137,40 @@ def test_a_suite_runs_to_its_end_once_and_goes_on_after_a_kill(suite, root, tmp_
     again = read_records(tmp_path / "results")
     assert again["small-none-seed1"]["last"] == records["small-none-seed1"]["last"]
     assert again["big-seed0"] == records["big-seed0"] and again["small-rdd-seed0"]["last"] == record["last"]
+
+
+def test_a_run_that_fails_leaves_the_others_their_turn(suite, root, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(evaluate, "resampled", partial(resampled, draws=5))
+    real = experiments.run_once
+
+    def without_rdd(name, job, *folders):
+        if job.cfg.method == "rdd":
+            raise InputError("step 3: loss term 'feat' is nan")
+        real(name, job, *folders)
+
+    monkeypatch.setattr(experiments, "run_once", without_rdd)
+    with pytest.raises(InputError, match="small-rdd-seed0: step 3: loss term 'feat' is nan"):
+        run_suite("trial", given(tmp_path), str(root))
+    assert set(read_records(tmp_path / "results")) == {"big-seed0", "big-seed1", "small-none-seed0", "small-none-seed1"}
+
+
+def test_a_record_of_other_settings_or_of_another_teacher_is_not_mixed_in(suite, root, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(evaluate, "resampled", partial(resampled, draws=5))
+    run_suite("trial", given(tmp_path, variants=["none"], seeds=1), str(root))
+    teacher = tmp_path / "results" / "big-seed0.json"
+    record = json.loads(teacher.read_text())
+    teacher.write_text(json.dumps(record | {"weights": "those of another"}))
+    with pytest.raises(InputError, match="expected the teacher of .*big-seed0.json, found other weights"):
+        run_suite("trial", given(tmp_path, variants=["rdd"], seeds=1), str(root))
+    monkeypatch.setitem(experiments.SUITES, "trial", replace(suite, changes={**TINY, "epochs": 3}))
+    with pytest.raises(InputError, match="seed0.json: a run with epochs = 2, the suite has now 3; move"):
+        run_suite("trial", given(tmp_path, variants=["none"], seeds=1), str(root))
+
+
+def test_pictures_of_runs_that_are_not_here_are_one_line(suite, tmp_path, capsys):
+    experiments.pictures(suite, tmp_path, tmp_path / "figures", timed=True)
+    assert capsys.readouterr().out.startswith(f"no pictures: {tmp_path}/big-seed0/last.pt is not there")
+    assert not (tmp_path / "figures").exists()
 
 
 def test_a_claim_is_for_one_and_ends_with_its_block(tmp_path):
