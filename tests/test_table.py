@@ -137,6 +137,21 @@ def test_interval_over_frames_alone():
     assert table.paired_interval(ours, {0: [0.0] * 201}) == pytest.approx((2.5, 97.5), abs=1.5)
 
 
+def test_interval_does_not_average_away_frames_that_are_hard_on_every_seed():
+    """The same frames are drawn for all seeds: what varies with them is as wide for three seeds as for one."""
+    frames = np.linspace(0, 100, 201)
+    ours = {s: frames.tolist() for s in range(3)}
+    assert table.paired_interval(ours, {s: [0.0] * 201 for s in ours}) == pytest.approx((2.5, 97.5), abs=1.5)
+
+
+def test_classes_of_a_teacher_of_two_students_stand_once(write, monkeypatch):
+    monkeypatch.setitem(table.SUITES, "trial", replace(SUITE, pairs=(("big", "small"), ("big", "tiny"))))
+    for student, variant in (("big", "teacher"), ("small", "none"), ("tiny", "none")):
+        folder = write(student, variant, 0, 10.0)
+    told = [line.split(" | ")[0] for line in table.class_table("trial", folder).splitlines()[2:]]
+    assert told == ["| teacher `big`", "| `small` alone", "| `tiny` alone"]
+
+
 def test_rows_for_machines(write, tmp_path, monkeypatch):
     folder = write("small", "none", 0, 10.0)
     monkeypatch.setattr(table, "SUITES", {"trial": SUITE})
