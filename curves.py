@@ -135,11 +135,11 @@ def curves(path: str | Path, runs: Sequence[tuple[str, str | Path]], metric: str
 SWEPT = {"lambda": "lambda of Eq. 5, as printed", "alpha1": "alpha1, weight of L_feat", "alpha2": "alpha2, weight of L_logit"}
 
 
-def sweeps(path: str | Path, rows: Sequence[dict[str, Any]], usual: dict[str, float]) -> "Figure":
+def sweeps(path: str | Path, rows: Sequence[dict[str, Any]], usual: dict[str, dict[str, float]]) -> "Figure":
     """Figure 5a of the paper: accuracy against lambda, alpha1 and alpha2, the others as usual.
 
     rows: `table.rows_of` of the suite "sensitivity", whose variants are named "lambda 0.1" and so on; those without a run
-    are left out. usual: {"alpha1": value, ..} of the variant "rdd", which belongs to these sweeps too. A dot is a seed, the
+    are left out. usual: {variant: {"alpha1": value, ..}} of those that belong to sweeps too by another name. A dot is a seed, the
     line their mean, the bars its standard error; dashed: the student alone. Raises InputError when nothing was run.
     """
     rows = [row for row in rows if row["n"] and row["metric"] == rows[0]["metric"]]
@@ -148,7 +148,7 @@ def sweeps(path: str | Path, rows: Sequence[dict[str, Any]], usual: dict[str, fl
         name, _, value = row["method"].partition(" ")
         if name in panels:
             panels[name].append((float(value), row))
-        for swept, value in usual.items() if name == "rdd" else ():
+        for swept, value in usual.get(row["method"], {}).items():
             panels[swept].append((value, row))
     if not any(len(points) > 1 for points in panels.values()):
         raise InputError(f"{path}: expected runs of the suite sensitivity, found none")
@@ -173,8 +173,8 @@ def comparison(path: str | Path, rows: Sequence[dict[str, Any]]) -> "Figure":
     """A suite in one picture: for every student a row, left the last epoch of every variant, right accuracy against steps.
 
     rows: `table.rows_of` of a suite; its first metric is drawn, variants that nobody ran are left out. Left: a small dot a
-    seed, a large one their mean, a bar the 95 % interval of the difference to the student alone, drawn from the line of the
-    student alone. Right: means over the seeds. Raises InputError when nothing was run.
+    seed, a large one their mean, a bar the 95 % interval of the difference to the student alone, drawn from what that has on
+    the same seeds. Right: means over the seeds. Raises InputError when nothing was run.
     """
     from suites import ALONE, TEACHER
     from table import label_of
@@ -202,7 +202,8 @@ def comparison(path: str | Path, rows: Sequence[dict[str, Any]]) -> "Figure":
             left.scatter(list(row["values"].values()), [place] * row["n"], s=10, color=colour, alpha=0.45)
             left.scatter(row["mean"], place, s=42, color=colour, zorder=3)
             if row["low"] is not None:
-                left.plot([alone["mean"] + row["low"], alone["mean"] + row["high"]], [place, place], color=colour, linewidth=1.2)
+                start = row["mean"] - row["delta"]
+                left.plot([start + row["low"], start + row["high"]], [place, place], color=colour, linewidth=1.2)
             logs = [[(score["step"], score[metric]) for score in run["scores"]] for run in row["runs"].values()]
             steps, values = np.mean([log for log in logs if len(log) == len(logs[0])], axis=0).T
             known = row["method"] in named

@@ -7,6 +7,8 @@ their runs where they name the same folder.
 from dataclasses import dataclass
 from typing import Any
 
+from presets import READINGS
+
 TEACHER, ALONE = "teacher", "none"
 
 
@@ -31,7 +33,7 @@ def rdd(**changes: Any) -> dict[str, Any]:
 
 
 METHODS = ("hinton", "hint", "mimic", "fg", "gid-f", "gid-l", "lad", "pp-logit", "point-distiller", "rdd")  # by publication
-PRINTED = {"normalise": "softmax", "select": "threshold", "lam": 0.1}  # RDD as the paper prints it (presets.READINGS)
+PRINTED = READINGS["printed"]
 DEMO = {ALONE: {"method": "none"}, "rdd": rdd()}
 EVERY = {ALONE: {"method": "none"}, **{name: {"method": name} for name in METHODS}, "rdd-printed": rdd(**PRINTED)}
 CP = ("cp-voxel-cpu", "cp-voxel-xxs-cpu")
@@ -78,13 +80,13 @@ SUITES = {
     # Tables 1 and 2, figure 5a, and the paper's silences one at a time: over the runs of sim-nuscenes, its XXS pair
     "regions": over_headline(variants={"hint": {"method": "hint"}, "fg": {"method": "fg"}, "rdd-feat": rdd(alpha2=0.0)}),
     "losses": over_headline(variants={"rdd-feat": rdd(alpha2=0.0), "rdd-logit": rdd(alpha1=0.0), "rdd": rdd()}),
-    "sensitivity": over_headline(variants={"rdd": rdd(),
-        **{f"lambda {x:g}": rdd(**{**PRINTED, "lam": x}) for x in (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)},
+    "sensitivity": over_headline(variants={"rdd": rdd(), "rdd-printed": rdd(**PRINTED),  # alphas 0.2; lambda 0.1
+        **{f"lambda {x:g}": rdd(**{**PRINTED, "lam": x}) for x in (0.0, 0.02, 0.05, 0.2, 0.5)},
         **{f"alpha1 {x:g}": rdd(alpha1=x) for x in (0.05, 0.1, 0.5, 1.0)},
         **{f"alpha2 {x:g}": rdd(alpha2=x) for x in (0.05, 0.1, 0.5, 1.0)}}),
     "silences": over_headline(equal_share=True, variants={"rdd": rdd(), "rdd-printed": rdd(**PRINTED),
-        "spatial softmax": rdd(**PRINTED, softmax_axis="spatial"), "standardise": rdd(normalise="standardise"),
-        "normalise first": rdd(**PRINTED, psi_order="normalise-first"), "select all": rdd(select="all"),
+        "spatial softmax": rdd(**{**PRINTED, "softmax_axis": "spatial"}), "standardise": rdd(normalise="standardise"),
+        "normalise first": rdd(**{**PRINTED, "psi_order": "normalise-first"}), "select all": rdd(select="all"),
         "select random": rdd(select="random"), "select least": rdd(select="least"),
         "select threshold": rdd(select="threshold", lam=30.0), "select relative": rdd(select="relative", lam=1.0),
         "select soft": rdd(select="soft", lam=30.0), "select gaussian": rdd(select="gaussian"),

@@ -100,23 +100,25 @@ def test_log_cut_short_by_a_kill_is_read_and_a_broken_one_is_named(tmp_path):
             curves.curves(tmp_path / "c.png", runs)
 
 
-def test_sweeps_show_every_seed_and_its_mean_and_the_usual_point_in_both_weights(tmp_path):
+def test_sweeps_show_every_seed_and_its_mean_and_the_usual_points_where_they_belong(tmp_path):
     def row(method, *values):
         spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
         mean = float(np.mean(values)) if values else None
         return {"method": method, "metric": "map", "mean": mean, "std": spread, "n": len(values),
                 "values": dict(enumerate(values))}  # fmt: skip
 
-    rows = [row("none", 10.0, 12.0), row("rdd", 14.0, 18.0), row("lambda 0.5", 13.0), row("lambda 0", 12.0, 12.0),
-            row("alpha1 0.05", 11.0, 11.0), row("alpha1 1"), row("alpha2 1", 9.0, 9.0)]  # fmt: skip
+    rows = [row("none", 10.0, 12.0), row("rdd", 14.0, 18.0), row("rdd-printed", 15.0), row("lambda 0.5", 13.0),
+            row("lambda 0", 12.0, 12.0), row("alpha1 0.05", 11.0, 11.0), row("alpha1 1"), row("alpha2 1", 9.0, 9.0)]  # fmt: skip
     rows += [row | {"metric": "nds", "mean": 99.0} for row in rows]
-    figure = curves.sweeps(tmp_path / "s.png", rows, {"alpha1": 0.2, "alpha2": 0.2})
+    usual = {"rdd": {"alpha1": 0.2, "alpha2": 0.2}, "rdd-printed": {"lambda": 0.1}}
+    figure = curves.sweeps(tmp_path / "s.png", rows, usual)
     drawn = {}
     for ax, name in zip(figure.axes, ("lambda", "alpha1", "alpha2"), strict=True):
         alone, mean = next(line for line in ax.lines if line.get_linestyle() == "--"), ax.containers[0].lines[0]
         assert set(alone.get_ydata()) == {11.0}
         drawn[name] = [tick.get_text() for tick in ax.get_xticklabels()], list(mean.get_ydata())
-    assert drawn == {"lambda": (["0", "0.5"], [12, 13]), "alpha1": (["0.05", "0.2"], [11, 16]), "alpha2": (["0.2", "1"], [16, 9])}
+    assert drawn == {"lambda": (["0", "0.1", "0.5"], [12, 15, 13]), "alpha1": (["0.05", "0.2"], [11, 16]),
+                     "alpha2": (["0.2", "1"], [16, 9])}  # fmt: skip
     bars = figure.axes[1].containers[0].lines[2][0].get_segments()
     assert np.allclose(bars[1][:, 1], [16 - 2, 16 + 2]), "standard error: 2.83 / sqrt(2)"
     assert (tmp_path / "s.png").stat().st_size > 5000
@@ -131,9 +133,10 @@ def test_a_comparison_has_every_variant_that_ran_beside_the_line_of_the_student_
         mean = float(np.mean(finals)) if finals else None
         low, high = (delta - 1, delta + 2) if delta is not None else (None, None)
         return {"student": student, "method": method, "metric": "map", "mean": mean, "n": len(finals),
-                "low": low, "high": high, "values": dict(enumerate(finals)), "runs": runs, "as_long_as": []}  # fmt: skip
+                "delta": delta, "low": low, "high": high, "values": dict(enumerate(finals)), "runs": runs,
+                "as_long_as": []}  # fmt: skip
 
-    rows = [row("big", "teacher", 9.0, 20.0), row("s", "none", None, 10.0, 12.0), row("s", "hint", 3.0, 14.0, 14.0),
+    rows = [row("big", "teacher", 9.0, 20.0), row("s", "none", None, 10.0, 12.0), row("s", "hint", 2.0, 14.0, 14.0),
             row("s", "rdd", None), row("s", "none, 8 epochs", 4.0, 15.0),
             row("big", "teacher", 9.0, 20.0), row("xs", "none", None), row("xs", "rdd", None)]  # fmt: skip
     rows += [r | {"metric": "nds", "mean": 99.0} for r in rows]
@@ -141,15 +144,15 @@ def test_a_comparison_has_every_variant_that_ran_beside_the_line_of_the_student_
     assert len(figure.axes) == 2, "nobody ran the student xs"
     left, right = figure.axes
     assert [tick.get_text() for tick in left.get_yticklabels()] == ["teacher big", "alone", "+ Hint", "alone, 8 epochs"]
-    alone, *bars = left.lines
+    alone, *bars = left.lines  # of "hint" the seeds that both have are others than all: it starts at 12
     assert set(alone.get_xdata()) == {11.0} and [list(bar.get_xdata()) for bar in bars] == [[19, 22], [13, 16], [14, 17]]
     assert [list(line.get_ydata()) for line in right.lines] == [[10, 20], [5.5, 11], [7, 14], [7.5, 15]]
     early = [row("big", "teacher", None), row("s", "none", None, 10.0), row("big", "teacher", None), row("xs", "none", None, 8.0)]
     figure = curves.comparison(tmp_path / "e.png", early)  # a student alone may be done before its teacher
     assert [ax.get_title() for ax in figure.axes[::2]] == ["s: last epoch", "xs: last epoch"]
-    both = [row("big", "teacher", 9.0, 20.0), early[1], row("big", "teacher", 12.0, 20.0), early[3]]
+    both = [row("big", "teacher", 10.0, 20.0), early[1], row("big", "teacher", 12.0, 20.0) | {"low": 10.5}, early[3]]
     bars = [list(ax.lines[1].get_xdata()) for ax in curves.comparison(tmp_path / "b.png", both).axes[::2]]
-    assert bars == [[18, 21], [19, 22]], "the teacher stands at its own distance from each student"
+    assert bars == [[19, 22], [18.5, 22]], "the teacher stands at its own distance from each student"
     with pytest.raises(InputError, match="expected runs of a suite, the student alone among them; found none"):
         curves.comparison(tmp_path / "n.png", [rows[0], rows[3]])
 
