@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 import boxes as box_ops
 from config import Config
-from heads import Detections, Geometry, gaussian_radius, gaussian_regions
+from heads import Detections, Geometry, gaussian_regions
 
 ROTATIONS = (0.0, 1.57)  # yaw of the anchors; not pi / 2, and the published weights know that
 FRONT = 0.78539  # yaw at which direction bin 0 begins: at 45 degrees, where few objects stand
@@ -170,9 +170,8 @@ class AnchorHead(nn.Module):
         code = self.per_anchor(self.regression(maps))[scan, anchor]
         front = self.per_anchor(maps[0]["direction"])[scan, anchor].argmax(dim=1)
         box = decode_boxes(code, self.anchors(height, width, heat.device)[anchor], front)
-        g = self.geometry
-        r = gaussian_radius(box[:, 3] / g.cell_x, box[:, 4] / g.cell_y).clamp(min=2).long()
-        return torch.cat([gaussian_regions(b, i[scan == b], j[scan == b], r[scan == b], g) for b in range(batch)])
+        r = self.geometry.radius(box)
+        return torch.cat([gaussian_regions(b, i[scan == b], j[scan == b], r[scan == b], self.geometry) for b in range(batch)])
 
 
 # ------------------------------------------------------------------ pure functions: anchors and boxes

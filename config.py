@@ -106,6 +106,8 @@ class Config:
                      ("sum", "mean", "peak"))
     alpha1: float = opt(0.2, "weight of L_feat, Eq. 10", DISTIL)
     alpha2: float = opt(0.2, "weight of L_logit, Eq. 10", DISTIL)
+    regions: str = opt("proposals", "where pairs are cut out: both models' proposals, or labels", DISTIL, ("proposals", "labels"))
+    distance: str = opt("norm", "Eq. 8's distance of a pair: its norm, or the mean square", DISTIL, ("norm", "squared"))
     roi_size: int = opt(7, "cells a side of RoI Align", DISTIL)
     proposals: int = opt(50, "regions a scan and side, the best scored", DISTIL)
     proposal_score: float = opt(0.1, "lowest score of a proposal", DISTIL)

@@ -28,6 +28,14 @@ class Geometry(NamedTuple):
     cell_x: float
     cell_y: float
 
+    def to_cells(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Metres -> cells, as real numbers; a cell's corner is an integer."""
+        return (x - self.x0) / self.cell_x, (y - self.y0) / self.cell_y
+
+    def radius(self, box: Tensor) -> Tensor:
+        """Radius of each box's Gaussian in cells: (n, 7 or 9) -> (n,) integers >= 2."""
+        return gaussian_radius(box[:, 3] / self.cell_x, box[:, 4] / self.cell_y).clamp(min=2).long()
+
 
 class Detections(NamedTuple):
     """What was found in one scan, best first."""
@@ -108,7 +116,7 @@ class CenterHead(nn.Module):
         inside_task = torch.tensor([self.place[k][1] if self.place[k][0] == task else -1
                                     for k in range(len(self.cfg.classes))], device=device)  # fmt: skip
         kind = inside_task[label]
-        x, y = self.to_cells(box[:, 0], box[:, 1])
+        x, y = self.geometry.to_cells(box[:, 0], box[:, 1])
         # DIFFERS: an object whose centre lies outside the map is no target; OpenPCDet moves it to the nearest cell.
         keep = (kind >= 0) & (x >= 0) & (y >= 0) & (x < width) & (y < height)
         scan, box, kind, x, y = scan[keep], box[keep], kind[keep], x[keep], y[keep]
@@ -116,19 +124,9 @@ class CenterHead(nn.Module):
         code = torch.stack([x - j, y - i, box[:, 2], *box[:, 3:6].log().unbind(1),
                             box[:, 6].cos(), box[:, 6].sin(), *box[:, 7 : sum(self.code.values()) - 1].unbind(1)],
                            dim=1)  # fmt: skip
-        radius = self.radius(box)
+        radius = self.geometry.radius(box)
         heatmap = draw_gaussians(scan * shape[1] + kind, i, j, radius, (batch * shape[1], height, width))
         return {"heatmap": heatmap.view(shape), "cell": torch.stack([scan, i, j], dim=1), "code": code}
-
-    def to_cells(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Metres -> cells, as real numbers; a cell's corner is an integer."""
-        g = self.geometry
-        return (x - g.x0) / g.cell_x, (y - g.y0) / g.cell_y
-
-    def radius(self, box: Tensor) -> Tensor:
-        """Radius of each box's Gaussian in cells, (n,) integers >= 2."""
-        g = self.geometry
-        return gaussian_radius(box[:, 3] / g.cell_x, box[:, 4] / g.cell_y).clamp(min=2).long()
 
     # ------------------------------------------------------------------ what a distillation loss may read
 
@@ -179,7 +177,7 @@ class CenterHead(nn.Module):
             best = value.argsort(descending=True, stable=True)[:limit]
             best = best[value[best] > score]
             i, j = cell[best].unbind(1)
-            regions.append(gaussian_regions(b, i, j, self.radius(box[best]), self.geometry))
+            regions.append(gaussian_regions(b, i, j, self.geometry.radius(box[best]), self.geometry))
         return torch.cat(regions)
 
     def _best(self, t: int, task: dict[str, Tensor], limit: int, peaks: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -346,10 +346,9 @@ def sweeps_main(words: list[str]) -> None:
     args = parser.parse_args(words)
     from config import Config
     from curves import sweeps
-    from suites import PRINTED
     from table import rows_of
 
-    usual = {"rdd": {"alpha1": Config().alpha1, "alpha2": Config().alpha2}, "rdd-printed": {"lambda": PRINTED["lam"]}}
+    usual = {"rdd": {"alpha1": Config.alpha1, "alpha2": Config.alpha2}, "rdd-printed": {"lambda": Config.lam}}
     sweeps(args.out, rows_of("sensitivity", args.results), usual)
     print(args.out)
 

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from config import Config
 from data.batch import Batch
 from detector import Output
-from heads import Geometry
+from heads import Geometry, gaussian_regions
 from parallel import BatchNorm, at_least_one, mean_over_processes
 
 
@@ -41,6 +41,16 @@ def bilateral_regions(out_s: Output, out_t: Output, score: float, limit: int) ->
     regions_t, regions_s = (out.proposals(score, limit) for out in (out_t, out_s))
     side = torch.cat([torch.zeros(len(regions_t)), torch.ones(len(regions_s))]).to(regions_t.device, torch.int64)
     return torch.cat([regions_t, regions_s]), side
+
+
+def labelled_regions(batch: Batch, geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """No reading of the paper, but to compare with: the Gaussian areas of the labelled objects, all as if the teacher's."""
+    regions = []
+    for b, box in enumerate(batch.boxes):
+        x, y = geometry.to_cells(box[:, 0], box[:, 1])
+        regions.append(gaussian_regions(b, y.long(), x.long(), geometry.radius(box), geometry))
+    regions = torch.cat(regions)
+    return regions, torch.zeros(len(regions), dtype=torch.int64, device=regions.device)
 
 
 def roi_align(maps: Tensor, regions: Tensor, geometry: Geometry, size: int) -> Tensor:
@@ -90,7 +100,8 @@ def normalise(region: Tensor, kind: str, axis: str = "channel", tau: float = 4.0
 
 def disparity(region_s: Tensor, region_t: Tensor) -> Tensor:
     """d_i = || Rhat_i^S - Rhat_i^T ||_2: (R,). The distance of Eq. 8, unsquared as printed."""
-    # UNSPECIFIED: over what the norm runs. Ours: all channels and cells of a region at once, not cell by cell.
+    # UNSPECIFIED: over what the norm runs. Ours: all channels and cells of a region at once, not cell by cell. Unsquared as
+    # printed, a pair pulls as hard when it is almost matched as before; a square ("l2 loss", Table 1) lets go: `distance`.
     return torch.linalg.vector_norm((region_s - region_t).flatten(1), dim=1)  # its gradient at 0 is 0, not NaN
 
 
@@ -224,14 +235,15 @@ class RDD(nn.Module):
         self.cfg = cfg
         self.psi = nn.Sequential(nn.Conv2d(channels_s, channels_t, 1, bias=False), BatchNorm(channels_t), nn.ReLU())
 
-    def forward(self, out_s: Output, out_t: Output, _batch: Batch | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def forward(self, out_s: Output, out_t: Output, batch: Batch | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The weighted terms of Eq. 10 ({"feat", "logit"}) and what is worth seeing of the step.
 
         The second: regions (R, 5), side (R,), d (R,), m (R,), all detached. With no proposals on either side both
-        terms are zero. out_t must come from a frozen teacher under no_grad. Unlike some baselines RDD reads no labels.
+        terms are zero. out_t must come from a frozen teacher under no_grad. RDD reads no labels; `regions` "labels" does.
         """
         cfg = self.cfg
-        regions, side = bilateral_regions(out_s, out_t, cfg.proposal_score, cfg.proposals)
+        regions, side = (labelled_regions(batch, out_t.geometry) if cfg.regions == "labels" else
+                         bilateral_regions(out_s, out_t, cfg.proposal_score, cfg.proposals))  # fmt: skip
         region_s, region_t = self.crop(out_s, regions, out_t)
         d = disparity(region_s, region_t)
         with torch.no_grad():  # Eq. 6: the inner problem is solved first and is constant for the outer one
@@ -243,7 +255,7 @@ class RDD(nn.Module):
         p_cls_s, p_cls_t = (roi_align(out.class_logits.sigmoid().unflatten(1, per_class).amax(dim=1), regions, out.geometry,
                                       size) for out in (out_s, out_t))  # fmt: skip
         p_reg_s, p_reg_t = box_codes(out_s, out_t, regions, side)
-        terms = {"feat": cfg.alpha1 * feature_loss(d, m),
+        terms = {"feat": cfg.alpha1 * feature_loss(d if cfg.distance == "norm" else d.square() / cfg.roi_size**2, m),
                  "logit": cfg.alpha2 * logit_loss(p_cls_s, p_cls_t, m, cfg.p_cls, p_reg_s, p_reg_t)}  # fmt: skip
         return terms, {"regions": regions, "side": side, "d": d.detach(), "m": m}
 

@@ -283,7 +283,7 @@ def gaussians(out_t, batch, t):
             i, j = math.floor((float(box[1]) - g.y0) / g.cell_y), math.floor((float(box[0]) - g.x0) / g.cell_x)
             if task != t or not (0 <= i < heat.shape[2] and 0 <= j < heat.shape[3]):
                 continue
-            r = int(head.radius(box[None])[0])
+            r = int(head.geometry.radius(box[None])[0])
             for y in range(max(0, i - r), min(heat.shape[2], i + r + 1)):
                 for x in range(max(0, j - r), min(heat.shape[3], j + r + 1)):
                     value = math.exp(-((y - i) ** 2 + (x - j) ** 2) / (2 * ((2 * r + 1) / 6) ** 2))

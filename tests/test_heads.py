@@ -269,7 +269,7 @@ def test_proposals_are_the_gaussian_areas_of_the_peaks(head):
     maps = maps_of(head, target)
     regions = head.proposals(maps, 0.1, 50)
     assert len(regions) == 3
-    radius = head.radius(BOXES)
+    radius = head.geometry.radius(BOXES)
     for (_, i, j), r in zip(target["cell"].tolist(), radius.tolist(), strict=True):
         expected = [0, (j - r) * 0.8, -4.8 + (i - r) * 0.8, (j + r + 1) * 0.8, -4.8 + (i + r + 1) * 0.8]
         assert any(row.tolist() == pytest.approx(expected, abs=1e-5) for row in regions)

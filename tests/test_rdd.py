@@ -246,6 +246,35 @@ def test_regions_come_from_both_models():
     assert (seen["side"] == 0).sum() == 2 and (seen["side"] == 1).sum() == 1
 
 
+def test_regions_of_labels_are_the_gaussian_areas_of_their_objects():
+    g = Geometry(x0=-10.0, y0=-8.0, cell_x=0.5, cell_y=0.5)
+    batch = collate(tiny_frames(2), tiny_config())
+    batch.boxes = [torch.tensor([[0.3, -1.1, 0.0, 4.0, 1.8, 1.5, 0.4], [5.2, 2.6, 0.0, 0.6, 0.6, 1.7, 0.0]]), torch.zeros(0, 7)]
+    regions, side = rdd.labelled_regions(batch, g)
+    assert regions[:, 0].tolist() == [0, 0] and side.tolist() == [0, 0]
+    for region, box in zip(regions, batch.boxes[0], strict=True):
+        x0, y0, x1, y1 = region[1:].tolist()
+        assert x1 - x0 == pytest.approx(y1 - y0) and (x1 - x0) / 0.5 >= 5 and ((x1 - x0) / 0.5) % 2 == pytest.approx(1)
+        assert abs((x0 + x1) / 2 - float(box[0])) <= 0.25 and abs((y0 + y1) / 2 - float(box[1])) <= 0.25
+    necks = torch.randn(2, 6, 32, 40, generator=torch.Generator().manual_seed(0)).unbind()
+    out_s, out_t = (output(neck[None].repeat(2, 1, 1, 1), boxes_in_cells((1, 1)), geometry=g) for neck in necks)
+    _, seen = identity_rdd(regions="labels", select="all")(out_s, out_t, batch)
+    assert seen["regions"].equal(regions), "whatever the heads propose"
+    batch.boxes = [torch.zeros(0, 7)] * 2
+    terms, _ = identity_rdd(regions="labels")(out_s, out_t, batch)
+    assert all(float(term) == 0 for term in terms.values())
+
+
+def test_squared_distance_is_the_mean_over_cells_of_the_squared_difference():
+    necks = torch.randn(2, 6, 8, 8, generator=torch.Generator().manual_seed(1)).unbind()
+    out_s, out_t = (output(neck[None], boxes_in_cells((3, 3))) for neck in necks)
+    changes = {"roi_size": 5, "select": "all", "alpha1": 0.5}
+    norm, squared = (identity_rdd(distance=kind, **changes)(out_s, out_t)[0]["feat"] for kind in ("norm", "squared"))
+    difference = (necks[0] - necks[1])[:, 1:6, 1:6]  # 5 x 5 bins on 5 x 5 cells: their centres
+    assert float(norm) == pytest.approx(0.5 * float(difference.norm()), rel=1e-4)
+    assert float(squared) == pytest.approx(0.5 * float(difference.square().sum(dim=0).mean()), rel=1e-4)
+
+
 @pytest.mark.parametrize("counts", [(0, 0), (0, 1), (1, 0)])
 @pytest.mark.parametrize("select", ["top", "threshold", "relative", "soft", "gaussian", "all", "least", "random"])
 def test_no_or_one_proposal(counts, select):
