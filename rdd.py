@@ -226,14 +226,15 @@ def total_loss(detection: dict[str, Tensor], distillation: dict[str, Tensor]) ->
 class RDD(nn.Module):
     """Everything of RDD that is trained (psi) and the order in which the equations are used.
 
-    psi: 1x1 convolution, batch norm, ReLU, from the student's channels to the teacher's, so that both can be compared.
-    No head reads its output, so the finished student runs without it; last.pt keeps it only to resume training.
+    psi: 1x1 convolution, batch norm (`psi_norm`), ReLU, from the student's channels to the teacher's: then both can be
+    compared. No head reads it, so the finished student runs without it; last.pt keeps it only to resume training.
     """
 
     def __init__(self, cfg: Config, channels_s: int, channels_t: int) -> None:
         super().__init__()
         self.cfg = cfg
-        self.psi = nn.Sequential(nn.Conv2d(channels_s, channels_t, 1, bias=False), BatchNorm(channels_t), nn.ReLU())
+        norm = [BatchNorm(channels_t)] if cfg.psi_norm else []
+        self.psi = nn.Sequential(nn.Conv2d(channels_s, channels_t, 1, bias=not cfg.psi_norm), *norm, nn.ReLU())
 
     def forward(self, out_s: Output, out_t: Output, batch: Batch | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The weighted terms of Eq. 10 ({"feat", "logit"}) and what is worth seeing of the step.
@@ -266,11 +267,9 @@ class RDD(nn.Module):
         region_t = roi_align(out_t.neck.float(), regions, out_t.geometry, cfg.roi_size)
         # UNSPECIFIED: Eq. 8 prints psi around the normalised region, but a distribution over the student's channels
         # cannot meet one over the teacher's, and Eq. 3 needs both. psi-first normalises what is compared.
-        if cfg.psi_order == "psi-first":
-            region_s = normalise(self.psi(region_s), cfg.normalise, cfg.softmax_axis, cfg.tau)
-        else:
-            region_s = self.psi(normalise(region_s, cfg.normalise, cfg.softmax_axis, cfg.tau))
-        return region_s, normalise(region_t, cfg.normalise, cfg.softmax_axis, cfg.tau)
+        how = {"kind": cfg.normalise, "axis": cfg.softmax_axis, "tau": cfg.tau}
+        region_s = normalise(self.psi(region_s), **how) if cfg.psi_order == "psi-first" else self.psi(normalise(region_s, **how))
+        return region_s, normalise(region_t, **how)
 
 
 def summary(seen: dict[str, Tensor]) -> dict[str, float]:

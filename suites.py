@@ -83,11 +83,12 @@ SUITES = {
     "sim-kitti": Suite("sim", TABLE_4, EVERY, {"": 3}, {"epochs": 4, "eval_every": 1, "paste": (15, 10, 10)},
                        scenes="sim-kitti-many"),
     "tuning": over_tuning(TUNING),
-    # What holds RDD's L_feat back, if something does: its pull, which pairs, or how finely a region is seen (docs/findings.md)
-    "diagnosis": over_tuning({"rdd x1": TUNING["rdd x1"], "rdd x10": TUNING["rdd x10"], "fg x1": TUNING["fg x1"],
+    # What RDD's L_feat lacks beside FG: pull, other pairs, finer regions, the labels' places, or a square (docs/findings.md)
+    "diagnosis": over_tuning({**{name: TUNING[name] for name in ("hint x100", "fg x0.1", "fg x1", "rdd x1", "rdd x10")},
         "alpha1 2": rdd(alpha1=2.0), "alpha1 2 all pairs": rdd(alpha1=2.0, select="all"),
         "alpha1 2 roi 5": rdd(alpha1=2.0, roi_size=5), "alpha1 2 squared": rdd(alpha1=2.0, distance="squared"),
-        "alpha1 2 labels": rdd(alpha1=2.0, regions="labels", select="all")}),
+        "alpha1 2 labels": rdd(alpha1=2.0, regions="labels", select="all"), "alpha1 2 no norm": rdd(alpha1=2.0, psi_norm=False),
+        "no norm": rdd(psi_norm=False), "no norm squared": rdd(psi_norm=False, distance="squared")}),
     # Tables 1 and 2, figure 5a, and the paper's silences one at a time: over the runs of sim-nuscenes, its XXS pair
     "regions": over_headline(variants={"hint": {"method": "hint"}, "fg": {"method": "fg"}, "rdd-feat": rdd(alpha2=0.0),
         "rdd-feat labels": rdd(alpha2=0.0, regions="labels", select="all")}),
@@ -104,7 +105,8 @@ SUITES = {
         "select soft": rdd(select="soft", lam=30.0), "select gaussian": rdd(select="gaussian"),
         "p_cls mean": rdd(p_cls="mean"), "p_cls peak": rdd(p_cls="peak"), "roi 3": rdd(roi_size=3), "roi 5": rdd(roi_size=5),
         "squared": rdd(distance="squared"), "proposals 20": rdd(proposals=20), "proposals 200": rdd(proposals=200),
-        "proposal score .3": rdd(proposal_score=0.3)}),
+        "proposal score .3": rdd(proposal_score=0.3), "no norm": rdd(psi_norm=False),
+        "alpha1 2 no norm": rdd(alpha1=2.0, psi_norm=False)}),
     # The paper's own pairs, at their full size: real data, GPUs
     "nuscenes": Suite("nuscenes", (*(("cp-voxel", f"cp-voxel-{s}") for s in ("s", "xs", "xxs")),
                                    *(("cp-pillar", f"cp-pillar-v{v}") for v in ("0.4", "0.48", "0.64"))), EVERY, {"": 3}, {}),

@@ -265,6 +265,16 @@ def test_regions_of_labels_are_the_gaussian_areas_of_their_objects():
     assert all(float(term) == 0 for term in terms.values())
 
 
+def test_psi_without_its_norm_is_a_convolution_and_a_relu():
+    from dataclasses import replace
+
+    distil = rdd.RDD(replace(preset("cp-voxel-xxs-cpu"), psi_norm=False), 6, 8).train()
+    region = torch.randn(5, 6, 7, 7, generator=torch.Generator().manual_seed(2))
+    weight, bias = distil.psi.state_dict().values()
+    expected = (torch.einsum("rcij,dc->rdij", region, weight[:, :, 0, 0]) + bias[:, None, None]).clamp(min=0)
+    assert torch.allclose(distil.psi(region), expected, atol=1e-5)
+
+
 def test_squared_distance_is_the_mean_over_cells_of_the_squared_difference():
     necks = torch.randn(2, 6, 8, 8, generator=torch.Generator().manual_seed(1)).unbind()
     out_s, out_t = (output(neck[None], boxes_in_cells((3, 3))) for neck in necks)
