@@ -14,6 +14,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from data.kitti import Kitti
 
 
+@cache  # a process of many runs keeps the code that it began with
 def commit() -> str:
     """The commit of the code, with -dirty when it was changed since; "unknown" outside a repository."""
     done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False,
