@@ -105,7 +105,9 @@ SUITES = {
         "select soft": rdd(select="soft", lam=30.0), "select gaussian": rdd(select="gaussian"),
         "p_cls mean": rdd(p_cls="mean"), "p_cls peak": rdd(p_cls="peak"), "roi 3": rdd(roi_size=3), "roi 5": rdd(roi_size=5),
         "squared": rdd(distance="squared"), "proposals 20": rdd(proposals=20), "proposals 200": rdd(proposals=200),
-        "proposal score .3": rdd(proposal_score=0.3), "no norm": rdd(psi_norm=False),
+        "proposal score .3": rdd(proposal_score=0.3), "no norm": rdd(psi_norm=False)}),
+    # What the suite diagnosis found on tuning scenes, on the headline's (docs/findings.md)
+    "psi": over_headline(variants={"fg": {"method": "fg"}, "rdd": rdd(), "no norm": rdd(psi_norm=False),
         "alpha1 2 no norm": rdd(alpha1=2.0, psi_norm=False)}),
     # The paper's own pairs, at their full size: real data, GPUs
     "nuscenes": Suite("nuscenes", (*(("cp-voxel", f"cp-voxel-{s}") for s in ("s", "xs", "xxs")),
