@@ -88,7 +88,7 @@ SUITES = {
         "alpha1 2": rdd(alpha1=2.0), "alpha1 2 all pairs": rdd(alpha1=2.0, select="all"),
         "alpha1 2 roi 5": rdd(alpha1=2.0, roi_size=5), "alpha1 2 squared": rdd(alpha1=2.0, distance="squared"),
         "alpha1 2 labels": rdd(alpha1=2.0, regions="labels", select="all"), "alpha1 2 no norm": rdd(alpha1=2.0, psi_norm=False),
-        "no norm": rdd(psi_norm=False), "no norm squared": rdd(psi_norm=False, distance="squared")}),
+        "no norm": rdd(psi_norm=False)}),
     # Tables 1 and 2, figure 5a, and the paper's silences one at a time: over the runs of sim-nuscenes, its XXS pair
     "regions": over_headline(variants={"hint": {"method": "hint"}, "fg": {"method": "fg"}, "rdd-feat": rdd(alpha2=0.0),
         "rdd-feat labels": rdd(alpha2=0.0, regions="labels", select="all")}),

@@ -210,7 +210,9 @@ def label_of(row: dict[str, Any]) -> str:
         equals = f": the time of {', '.join(whose) if len(whose) < 4 else f'{len(whose)} methods'}" if whose else ""
         return f"`{row['student']}` alone{variant.removeprefix(ALONE)}{equals}"
     name, *change = variant.split(", ")
-    return f"`{row['student']}` + {', '.join([LABELS.get(name, name), *change])}"
+    method, _, rest = name.partition(" ")
+    known = LABELS.get(name) or (f"{LABELS[method]} {rest}" if method in LABELS else f"RDD: {name}")  # "fg x10", "roi 3"
+    return f"`{row['student']}` + {', '.join([known, *change])}"
 
 
 def _cost(row: dict[str, Any]) -> list[str]:
