@@ -78,7 +78,8 @@ SUITES = {
     # The paper's tables 3 and 4 on simulated data, sized for two CPU cores
     "sim-nuscenes": over_headline(*TABLE_3, variants=EVERY, seeds={"": 3, ALONE: 5, "pp-logit": 5, "rdd": 5}, equal_time=True),
     # The same pair trained four times as long: what is left of a gain when everybody has learned what they can?
-    "converged": Suite("sim-nuscenes", (CP,), {ALONE: {"method": "none"}, "pp-logit": {"method": "pp-logit"}, "rdd": rdd()},
+    "converged": Suite("sim-nuscenes", (CP,), {ALONE: {"method": "none"}, "fg": {"method": "fg"}, "rdd": rdd(),
+                                               "alpha1 2 no norm": rdd(alpha1=2.0, psi_norm=False)},
                        {"": 3}, {**LONGER, "epochs": 16, "eval_every": 2}, False, scenes="sim-nuscenes-many"),
     "sim-kitti": Suite("sim", TABLE_4, EVERY, {"": 3}, {"epochs": 4, "eval_every": 1, "paste": (15, 10, 10)},
                        scenes="sim-kitti-many"),
