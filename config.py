@@ -97,7 +97,7 @@ class Config:
     normalise: str = opt("none", "Eq. 2 on a region", DISTIL, ("softmax", "none", "standardise"))
     softmax_axis: str = opt("channel", "axis of Eq. 2's softmax", DISTIL, ("channel", "spatial"))
     psi_order: str = opt("psi-first", "psi, the 1x1 adapter, before or after Eq. 2", DISTIL, ("psi-first", "normalise-first"))
-    psi_norm: bool = opt(True, "batch norm in psi, as printed; its students learn less from it (docs/findings.md)", DISTIL)
+    psi_norm: bool = opt(True, "batch norm in psi, as printed; without it students learned more (docs/findings.md)", DISTIL)
     tau: float = opt(4.0, "temperature of Eq. 2", DISTIL)
     select: str = opt("top", "how m* of Eq. 5 is solved", DISTIL,
                       ("threshold", "relative", "top", "soft", "gaussian", "all", "least", "random"))  # fmt: skip
