@@ -150,7 +150,8 @@ def check_same_runs(every: list[Job], records: dict[str, dict[str, Any]], result
 
 
 def teacher_of(job: Job, runs: Path, results: Path) -> "Detector | None":
-    """Raises InputError for another teacher than the one that has the record: one teacher a seed, the same for all."""
+    """The trained teacher of a job, None for a student alone. One teacher a seed, the same for all: raises InputError where the
+    checkpoint is not of the run that has the record."""
     from runs import fingerprint
     from weights import load_detector
 

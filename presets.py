@@ -216,7 +216,8 @@ DEFAULT_PAIR = {"sim": ("cp-voxel-cpu", "cp-voxel-xxs-cpu"), "kitti": ("cp-voxel
 # `--reading NAME`: the paper's silences, filled in one consistent way each.
 READINGS: dict[str, dict[str, Any]] = {
     "default": {},
-    "printed": {"normalise": "softmax", "softmax_axis": "channel", "psi_order": "psi-first", "select": "threshold",
+    "printed": {"normalise": "softmax", "softmax_axis": "channel", "psi_order": "psi-first", "psi_norm": True,
+                "select": "threshold", "distance": "norm", "regions": "proposals",
                 "p_cls": "sum", "tau": 4.0, "lam": 0.1},
 }  # fmt: skip
 
