@@ -65,10 +65,11 @@ def over_headline(*pairs: tuple[str, str], variants: dict[str, dict[str, Any]], 
                  equal_share, "sim-nuscenes", scenes="sim-nuscenes-many")  # fmt: skip
 
 
-def over_tuning(variants: dict[str, dict[str, Any]]) -> Suite:
-    """A suite on scenes and a seed of no table, half as many steps; its runs and records are those of the suite tuning."""
-    return Suite("sim-nuscenes", (CP,), {ALONE: {"method": "none"}, **variants}, {"": 1}, {"epochs": 6, "eval_every": 3, **PASTE},
-                 False, folder="tuning", first_seed=100, scenes="sim-nuscenes-tuning")  # fmt: skip
+def over_tuning(variants: dict[str, dict[str, Any]], seeds: dict[str, int] | None = None) -> Suite:
+    """A suite on scenes and seeds of no table, half as many steps; its runs and records are those of the suite tuning."""
+    return Suite("sim-nuscenes", (CP,), {ALONE: {"method": "none"}, **variants}, seeds or {"": 1},
+                 {"epochs": 6, "eval_every": 3, **PASTE}, False, folder="tuning", first_seed=100,
+                 scenes="sim-nuscenes-tuning")  # fmt: skip
 
 
 SUITES = {
@@ -89,7 +90,8 @@ SUITES = {
         "alpha1 2": rdd(alpha1=2.0), "alpha1 2 all pairs": rdd(alpha1=2.0, select="all"),
         "alpha1 2 roi 5": rdd(alpha1=2.0, roi_size=5), "alpha1 2 squared": rdd(alpha1=2.0, distance="squared"),
         "alpha1 2 labels": rdd(alpha1=2.0, regions="labels", select="all"), "alpha1 2 no norm": rdd(alpha1=2.0, psi_norm=False),
-        "no norm": rdd(psi_norm=False)}),
+        "no norm": rdd(psi_norm=False)},
+        {"": 1, **dict.fromkeys((ALONE, "fg x1", "rdd x1", "alpha1 2", "no norm", "alpha1 2 no norm"), 3)}),
     # Tables 1 and 2, figure 5a, and the paper's silences one at a time: over the runs of sim-nuscenes, its XXS pair
     "regions": over_headline(variants={"hint": {"method": "hint"}, "fg": {"method": "fg"}, "rdd-feat": rdd(alpha2=0.0),
         "rdd-feat labels": rdd(alpha2=0.0, regions="labels", select="all")}),
@@ -108,8 +110,8 @@ SUITES = {
         "squared": rdd(distance="squared"), "proposals 20": rdd(proposals=20), "proposals 200": rdd(proposals=200),
         "proposal score .3": rdd(proposal_score=0.3), "no norm": rdd(psi_norm=False)}),
     # What the suite diagnosis found on tuning scenes, on the headline's (docs/findings.md)
-    "psi": over_headline(variants={"fg": {"method": "fg"}, "rdd": rdd(), "no norm": rdd(psi_norm=False),
-        "alpha1 2 no norm": rdd(alpha1=2.0, psi_norm=False)}),
+    "psi": over_headline(*PAIRS, variants={"fg": {"method": "fg"}, "rdd": rdd(), "alpha1 2": rdd(alpha1=2.0),
+        "no norm": rdd(psi_norm=False), "alpha1 2 no norm": rdd(alpha1=2.0, psi_norm=False)}),
     # The paper's own pairs, at their full size: real data, GPUs
     "nuscenes": Suite("nuscenes", (*(("cp-voxel", f"cp-voxel-{s}") for s in ("s", "xs", "xxs")),
                                    *(("cp-pillar", f"cp-pillar-v{v}") for v in ("0.4", "0.48", "0.64"))), EVERY, {"": 3}, {}),
