@@ -75,7 +75,7 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
 
     student.train()
     batches = training_batches(training, step, stop, workers, rank, world)
-    bar = tqdm(batches, total=last_step, initial=step, desc=folder.name, unit="step", disable=rank > 0, dynamic_ncols=True)
+    bar = tqdm(batches, total=stop, initial=step, desc=folder.name, unit="step", disable=rank > 0, dynamic_ncols=True)
     began, reported = time.perf_counter(), set()
     for batch in bar:
         report_dropped(batch, reported)
