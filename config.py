@@ -169,8 +169,8 @@ def add_options(parser: argparse.ArgumentParser, groups: Iterable[str] = (DATA, 
 def override(cfg: Config, changes: dict[str, Any]) -> Config:
     """`cfg` with some fields replaced. Raises InputError for a value that makes no sense (`values.check_values`)."""
     cfg = replace(cfg, **changes)
-    if len(cfg.width) == 1:  # --width 0.5: the same factor everywhere
-        cfg = replace(cfg, width=cfg.width * 3)
+    for name, n in (("width", 3), ("paste", len(cfg.classes))):  # --width 0.5, --paste 0: the same everywhere
+        cfg = replace(cfg, **{name: getattr(cfg, name) * (n if len(getattr(cfg, name)) == 1 else 1)})
     check_values(cfg)
     return cfg
 

@@ -46,10 +46,9 @@ SCENES = {
     "sim-nuscenes-many": {"train": 144, "val": 32, "samples": (5, 10)},
     "sim-nuscenes-tuning": {"train": 48, "val": 16, "samples": (5, 10), "seed": 1},
     "sim-kitti-many": {"train": 1000, "val": 240},
+    "sim-kitti-tuning": {"train": 240, "val": 80, "seed": 1000},
 }
-# Objects pasted into every frame, twice what the frameworks paste: in as many steps a student alone learns twice as much (LOG.md)
-PASTE = {"paste": (4, 6, 14, 8, 12, 4, 12, 12, 8, 8)}
-LONGER = {"epochs": 4, "eval_every": 1, **PASTE}  # 2128 steps
+LONGER = {"epochs": 4, "eval_every": 1}  # on sim-nuscenes-many, 2128 steps
 # The same small budget for every method: three strengths of its own loss, short runs, on a seed and scenes of no table. The
 # published one among them, the others upwards where it pulls with less than a tenth of the detection loss's gradient (LOG.md).
 STRENGTHS = {name: (1.0, 10.0, 100.0) if name in ("hint", "mimic", "gid-l") else (0.1, 1.0, 10.0) for name in METHODS}
@@ -65,24 +64,25 @@ def over_headline(*pairs: tuple[str, str], variants: dict[str, dict[str, Any]], 
                  equal_share, "sim-nuscenes", scenes="sim-nuscenes-many")  # fmt: skip
 
 
-def over_tuning(variants: dict[str, dict[str, Any]], seeds: dict[str, int] | None = None) -> Suite:
-    """A suite on scenes and seeds of no table, half as many steps; its runs and records are those of the suite tuning."""
-    return Suite("sim-nuscenes", (CP,), {ALONE: {"method": "none"}, **variants}, seeds or {"": 1},
-                 {"epochs": 6, "eval_every": 3, **PASTE}, False, folder="tuning", first_seed=100,
-                 scenes="sim-nuscenes-tuning")  # fmt: skip
+def over_tuning(variants: dict[str, dict[str, Any]], seeds: dict[str, int] | None = None, data: str = "sim-nuscenes") -> Suite:
+    """A suite on scenes and seeds of no table, about 1000 steps; its runs and records are those of the suite tuning."""
+    changes, folder, scenes = {
+        "sim": ({}, "tuning-kitti", "sim-kitti-tuning"),
+        "sim-nuscenes": ({"epochs": 6, "eval_every": 3}, "tuning", "sim-nuscenes-tuning"),
+    }[data]
+    return Suite(data, (CP,), {ALONE: {"method": "none"}, **variants}, seeds or {"": 1}, changes, equal_time=False,
+                 folder=folder, first_seed=100, scenes=scenes)  # fmt: skip
 
 
 SUITES = {
     "demo": Suite("sim", (CP,), DEMO, {"": 1}, {}),
-    "demo-nuscenes": Suite("sim-nuscenes", (CP,), DEMO, {"": 1}, {}),
-    "demo-nuscenes-long": Suite("sim-nuscenes", PAIRS, DEMO, {"": 1}, {"epochs": 16, "eval_every": 2}),
     # The paper's tables 3 and 4 on simulated data, sized for two CPU cores
     "sim-nuscenes": over_headline(*TABLE_3, variants=EVERY, seeds={"": 3, ALONE: 5, "pp-logit": 5, "rdd": 5}, equal_time=True),
     # The same pair trained four times as long: what is left of a gain when everybody has learned what they can?
     "converged": Suite("sim-nuscenes", (CP,), {ALONE: {"method": "none"}, "fg": {"method": "fg"}, "rdd": rdd(),
                                                "alpha1 2 no norm": rdd(alpha1=2.0, psi_norm=False)},
                        {"": 3}, {**LONGER, "epochs": 16, "eval_every": 2}, False, scenes="sim-nuscenes-many"),
-    "sim-kitti": Suite("sim", TABLE_4, EVERY, {"": 3}, {"epochs": 4, "eval_every": 1, "paste": (15, 10, 10)},
+    "sim-kitti": Suite("sim", TABLE_4, EVERY, {"": 3}, {"epochs": 4, "eval_every": 1},
                        scenes="sim-kitti-many"),
     "tuning": over_tuning(TUNING),
     # What RDD's L_feat lacks beside FG: pull, other pairs, finer regions, the labels' places, or a square (docs/findings.md)
@@ -92,6 +92,9 @@ SUITES = {
         "alpha1 2 labels": rdd(alpha1=2.0, regions="labels", select="all"), "alpha1 2 no norm": rdd(alpha1=2.0, psi_norm=False),
         "no norm": rdd(psi_norm=False)},
         {"": 1, **dict.fromkeys((ALONE, "fg x1", "rdd x1", "alpha1 2", "no norm", "alpha1 2 no norm"), 3)}),
+    "diagnosis-kitti": over_tuning({"fg": {"method": "fg"}, **{f"norm alpha1 {x:g}": rdd(alpha1=x, psi_norm=True)
+        for x in (0.2, 2.0)}, **{f"no norm alpha1 {x:g}": rdd(alpha1=x, psi_norm=False) for x in (0.2, 0.6, 2.0)}},
+        {"": 3}, "sim"),
     # Tables 1 and 2, figure 5a, and the paper's silences one at a time: over the runs of sim-nuscenes, its XXS pair
     "regions": over_headline(variants={"hint": {"method": "hint"}, "fg": {"method": "fg"}, "rdd-feat": rdd(alpha2=0.0),
         "rdd-feat labels": rdd(alpha2=0.0, regions="labels", select="all")}),

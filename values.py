@@ -56,8 +56,8 @@ def _agree(cfg: "Config") -> None:
     if len(set(cfg.classes)) != len(cfg.classes) or not cfg.classes:
         raise InputError(f"--classes: expected each class once; found {_shown(cfg.classes)}")
     if len(cfg.paste) != len(cfg.classes):
-        raise InputError(f"--paste: expected one count per class ({len(cfg.classes)}); found {_shown(cfg.paste)}; give both"
-                         " --classes and --paste")  # fmt: skip
+        raise InputError(f"--paste: expected one count, or one per class ({len(cfg.classes)}); found {_shown(cfg.paste)}; "
+                         "give both --classes and --paste")  # fmt: skip
     if cfg.circle_nms and len(cfg.circle_nms) != len(cfg.task_classes):
         raise InputError(f"--circle-nms: expected one number per task ({len(cfg.task_classes)}); found {_shown(cfg.circle_nms)}")
     if len(cfg.label_score) not in (1, len(cfg.classes)):

@@ -125,7 +125,7 @@ class ObjectDatabase:
                     points.append(frame.points[inside])
         if not names:
             raise InputError(f"ground-truth paste: expected objects ({', '.join(classes)}) of at least {min_points} points, "
-                             f"found none; switch it off with --paste {','.join('0' * len(classes))}")  # fmt: skip
+                             f"found none; switch it off with --paste 0")  # fmt: skip
         begin = np.cumsum([0] + [len(p) for p in points])
         return cls(np.array(names), np.stack(boxes), begin, np.concatenate(points))
 

@@ -238,7 +238,7 @@ def test_objects_beyond_the_data_sets_levels_are_left_out():
 
 def test_no_object_at_all_is_an_input_error():
     for frames in ([nothing()], [scene(0, objects=0)], []):
-        with pytest.raises(InputError, match="found none; switch it off with --paste 0,0,0"):
+        with pytest.raises(InputError, match="found none; switch it off with --paste 0$"):
             database_of(frames)
 
 

@@ -101,6 +101,7 @@ def test_options_become_values_of_their_field_s_type():
     assert given == {"lr": 0.1, "frames": ("000001", "000002"), "flip": False, "width": (0.5,), "bev_layers": (1, 2),
                      "point_range": (0.0, -1.0, -1.0, 4.0, 1.0, 1.0)}  # fmt: skip
     assert override(Config(), given).width == (0.5, 0.5, 0.5)
+    assert override(preset("cp-voxel-cpu", "nuscenes"), {"paste": (3,)}).paste == (3,) * 10
     assert parse("--circle-nms", "4,.85") == {"circle_nms": (4.0, 0.85)}  # a field whose default is empty
     assert parse() == {}  # what is not given changes nothing
 
@@ -118,7 +119,7 @@ def test_wrong_words_get_one_line(words, hint):
 @pytest.mark.parametrize(("changes", "hint"), [
     ({"method": "rd"}, "did you mean rdd"), ({"select": "tops"}, "did you mean top"), ({"epochs": 0}, "from 1 on"),
     ({"width": (1.0, 2.0)}, "one factor, or three"), ({"point_range": (0, 0, 0, 1, -1, 1)}, "minimum below maximum"),
-    ({"paste": (1,)}, "one count per class"), ({"kd_weight": 0.0}, "--kd-weight: expected a number above 0"),
+    ({"paste": (1, 2)}, "one count, or one per class"), ({"kd_weight": 0.0}, "--kd-weight: expected a number above 0"),
     ({"label_score": (0.6, 0.5)}, "one score, or one per class"),
     ({"circle_nms": (1.0, 2.0)}, "one number per task"),
 ])  # fmt: skip
