@@ -96,7 +96,7 @@ class Config:
     kd_weight: float = opt(1.0, "factor on the terms of any method, whose own weights are those published", DISTIL)
     normalise: str = opt("none", "Eq. 2 on a region", DISTIL, ("softmax", "none", "standardise"))
     softmax_axis: str = opt("channel", "axis of Eq. 2's softmax", DISTIL, ("channel", "spatial"))
-    psi_order: str = opt("psi-first", "psi, the 1x1 adapter, before or after Eq. 2", DISTIL, ("psi-first", "normalise-first"))
+    psi_order: str = opt("psi-first", "where psi, the 1x1 adapter, stands", DISTIL, ("map-first", "psi-first", "normalise-first"))
     psi_norm: bool = opt(True, "batch norm in psi, as printed; without it students learned more (docs/findings.md)", DISTIL)
     tau: float = opt(4.0, "temperature of Eq. 2", DISTIL)
     select: str = opt("top", "how m* of Eq. 5 is solved", DISTIL,

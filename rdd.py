@@ -262,14 +262,14 @@ class RDD(nn.Module):
 
     def crop(self, out_s: Output, regions: Tensor, out_t: Output) -> tuple[Tensor, Tensor]:
         """The pairs (Rhat^S through psi, Rhat^T), each (R, C_t, S, S)."""
-        cfg = self.cfg
-        region_s = roi_align(out_s.neck.float(), regions, out_s.geometry, cfg.roi_size)
+        cfg, neck_s, how = self.cfg, out_s.neck.float(), (self.cfg.normalise, self.cfg.softmax_axis, self.cfg.tau)
+        # UNSPECIFIED: where psi stands. Eq. 8 prints phi(psi(Rhat)): psi before RoI Align (map-first), but of a region normalised
+        # before. A distribution over the student's channels cannot meet one over the teacher's, though, and Eq. 3 needs both:
+        # psi-first crops, adapts, normalises. So psi's batch norm sees the whole map, or the crops alone.
+        region_s = roi_align(self.psi(neck_s) if cfg.psi_order == "map-first" else neck_s, regions, out_s.geometry, cfg.roi_size)
         region_t = roi_align(out_t.neck.float(), regions, out_t.geometry, cfg.roi_size)
-        # UNSPECIFIED: Eq. 8 prints psi around the normalised region, but a distribution over the student's channels
-        # cannot meet one over the teacher's, and Eq. 3 needs both. psi-first normalises what is compared.
-        how = {"kind": cfg.normalise, "axis": cfg.softmax_axis, "tau": cfg.tau}
-        region_s = normalise(self.psi(region_s), **how) if cfg.psi_order == "psi-first" else self.psi(normalise(region_s, **how))
-        return region_s, normalise(region_t, **how)
+        region_s = normalise(self.psi(region_s) if cfg.psi_order == "psi-first" else region_s, *how)
+        return self.psi(region_s) if cfg.psi_order == "normalise-first" else region_s, normalise(region_t, *how)
 
 
 def summary(seen: dict[str, Tensor]) -> dict[str, float]:

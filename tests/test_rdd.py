@@ -275,6 +275,21 @@ def test_psi_without_its_norm_is_a_convolution_and_a_relu():
     assert torch.allclose(distil.psi(region), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("order", ["map-first", "psi-first"])
+def test_the_norm_in_psi_sees_the_whole_map_or_the_crops_alone(order):
+    from dataclasses import replace
+
+    neck_s, neck_t = torch.randn(2, 1, 6, 8, 8, generator=torch.Generator().manual_seed(4)).unbind()
+    distil = rdd.RDD(replace(preset("cp-voxel-xxs-cpu"), psi_order=order, psi_norm=True, roi_size=5, select="all"), 6, 6).train()
+    _, seen = distil(output(neck_s, boxes_in_cells((3, 3))), output(neck_t, boxes_in_cells((3, 3))))
+    here = (..., slice(1, 6), slice(1, 6))  # 5 x 5 bins on 5 x 5 cells: their centres
+    x = torch.einsum("bcij,dc->bdij", neck_s, distil.psi[0].weight[:, :, 0, 0])
+    rows = (x if order == "map-first" else x[here]).transpose(0, 1).flatten(1)  # what the norm's statistics are of
+    mean, std = (statistic[:, None, None] for statistic in (rows.mean(dim=1), (rows.var(dim=1, unbiased=False) + 1e-5).sqrt()))
+    expected = (((x - mean) / std).clamp(min=0) - neck_t)[here].flatten(1).norm(dim=1)
+    assert torch.allclose(seen["d"], expected.repeat(2), atol=1e-4)
+
+
 def test_squared_distance_is_the_mean_over_cells_of_the_squared_difference():
     necks = torch.randn(2, 6, 8, 8, generator=torch.Generator().manual_seed(1)).unbind()
     out_s, out_t = (output(neck[None], boxes_in_cells((3, 3))) for neck in necks)
@@ -296,7 +311,7 @@ def test_no_or_one_proposal(counts, select):
     n, k = counts
     terms, seen = distil(output(neck, boxes_in_cells((3, 4))[:n]), output(torch.rand(1, 8, 12, 20), boxes_in_cells((8, 9))[:k]))
     total = rdd.total_loss(terms, {})
-    assert total.isfinite() and (n + k > 0 or float(total) == 0)
+    assert total.isfinite() and (n + k > 0 or float(total.detach()) == 0)
     total.backward()
     rdd.summary(seen)
 
