@@ -97,7 +97,7 @@ class Config:
     normalise: str = opt("none", "Eq. 2 on a region", DISTIL, ("softmax", "none", "standardise"))
     softmax_axis: str = opt("channel", "axis of Eq. 2's softmax", DISTIL, ("channel", "spatial"))
     psi_order: str = opt("psi-first", "where psi, the 1x1 adapter, stands", DISTIL, ("map-first", "psi-first", "normalise-first"))
-    psi_norm: bool = opt(True, "batch norm in psi, as printed; without it students learned more (docs/findings.md)", DISTIL)
+    psi_norm: bool = opt(False, "batch norm in psi, as printed; with it students learned less (docs/findings.md)", DISTIL)
     tau: float = opt(4.0, "temperature of Eq. 2", DISTIL)
     select: str = opt("top", "how m* of Eq. 5 is solved", DISTIL,
                       ("threshold", "relative", "top", "soft", "gaussian", "all", "least", "random"))  # fmt: skip
@@ -105,7 +105,7 @@ class Config:
     fraction: float = opt(0.6, "share of a scan's region pairs that select=top, least, random keep, whatever lambda", DISTIL)
     p_cls: str = opt("sum", "Eq. 9's |differences| over a region: their sum, mean, or at its peak only", DISTIL,
                      ("sum", "mean", "peak"))
-    alpha1: float = opt(0.2, "weight of L_feat, Eq. 10", DISTIL)
+    alpha1: float = opt(2.0, "weight of L_feat, Eq. 10; the paper's: 0.2", DISTIL)
     alpha2: float = opt(0.2, "weight of L_logit, Eq. 10", DISTIL)
     regions: str = opt("proposals", "where pairs are cut out: both models' proposals, or labels", DISTIL, ("proposals", "labels"))
     distance: str = opt("norm", "Eq. 8's distance of a pair: its norm, or the mean square", DISTIL, ("norm", "squared"))

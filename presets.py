@@ -217,9 +217,10 @@ DEFAULT_PAIR = {"sim": ("cp-voxel-cpu", "cp-voxel-xxs-cpu"), "kitti": ("cp-voxel
 # `--reading NAME`: the paper's silences, filled in one consistent way each.
 READINGS: dict[str, dict[str, Any]] = {
     "default": {},
+    "paper-weights": {"psi_norm": True, "alpha1": 0.2, "alpha2": 0.2},
     "printed": {"normalise": "softmax", "softmax_axis": "channel", "psi_order": "psi-first", "psi_norm": True,
-                "select": "threshold", "distance": "norm", "regions": "proposals",
-                "p_cls": "sum", "tau": 4.0, "lam": 0.1},
+                "select": "threshold", "distance": "norm", "regions": "proposals", "p_cls": "sum", "tau": 4.0,
+                "lam": 0.1, "alpha1": 0.2, "alpha2": 0.2},
 }  # fmt: skip
 
 

@@ -226,14 +226,14 @@ def total_loss(detection: dict[str, Tensor], distillation: dict[str, Tensor]) ->
 class RDD(nn.Module):
     """Everything of RDD that is trained (psi) and the order in which the equations are used.
 
-    psi: 1x1 convolution, batch norm (`psi_norm`), ReLU, from the student's channels to the teacher's: then both can be
-    compared. No head reads it, so the finished student runs without it; last.pt keeps it only to resume training.
+    psi: 1x1 convolution, the paper's batch norm (`psi_norm`), ReLU, from the student's channels to the teacher's: then both
+    can be compared. No head reads it, so the finished student runs without it; last.pt keeps it only to resume training.
     """
 
     def __init__(self, cfg: Config, channels_s: int, channels_t: int) -> None:
         super().__init__()
         self.cfg = cfg
-        norm = [BatchNorm(channels_t)] if cfg.psi_norm else []
+        norm = [BatchNorm(channels_t)] if cfg.psi_norm else []  # DIFFERS: the paper has the norm; with it students learned less.
         self.psi = nn.Sequential(nn.Conv2d(channels_s, channels_t, 1, bias=not cfg.psi_norm), *norm, nn.ReLU())
 
     def forward(self, out_s: Output, out_t: Output, batch: Batch | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -33,9 +33,10 @@ def rdd(**changes: Any) -> dict[str, Any]:
 
 
 METHODS = ("hinton", "hint", "mimic", "fg", "gid-f", "gid-l", "lad", "pp-logit", "point-distiller", "rdd")  # by publication
-PRINTED = READINGS["printed"]
+PRINTED, PAPER = READINGS["printed"], READINGS["paper-weights"]
 DEMO = {ALONE: {"method": "none"}, "rdd": rdd()}
-EVERY = {ALONE: {"method": "none"}, **{name: {"method": name} for name in METHODS}, "rdd-printed": rdd(**PRINTED)}
+EVERY = {ALONE: {"method": "none"}, **{name: {"method": name} for name in METHODS}, "rdd-paper-weights": rdd(**PAPER),
+         "rdd-printed": rdd(**PRINTED)}  # fmt: skip
 CP = ("cp-voxel-cpu", "cp-voxel-xxs-cpu")
 PAIRS = (("cp-voxel-cpu", "cp-voxel-s-cpu"), CP)
 TABLE_3 = (PAIRS[0], ("cp-voxel-cpu", "cp-voxel-xs-cpu"), CP, ("cp-pillar-cpu", "cp-pillar-v0.4-cpu"),
@@ -79,29 +80,28 @@ SUITES = {
     # The paper's tables 3 and 4 on simulated data, sized for two CPU cores
     "sim-nuscenes": over_headline(*TABLE_3, variants=EVERY, seeds={"": 3, ALONE: 5, "pp-logit": 5, "rdd": 5}, equal_time=True),
     # The same pair trained four times as long: what is left of a gain when everybody has learned what they can?
-    "converged": Suite("sim-nuscenes", (CP,), {ALONE: {"method": "none"}, "fg": {"method": "fg"}, "rdd": rdd(),
-                                               "alpha1 2 no norm": rdd(alpha1=2.0, psi_norm=False)},
+    "converged": Suite("sim-nuscenes", (CP,), {name: EVERY[name] for name in (ALONE, "fg", "rdd", "rdd-paper-weights")},
                        {"": 3}, {**LONGER, "epochs": 16, "eval_every": 2}, False, scenes="sim-nuscenes-many"),
-    "sim-kitti": Suite("sim", TABLE_4, EVERY, {"": 3}, {"epochs": 4, "eval_every": 1},
-                       scenes="sim-kitti-many"),
+    "sim-kitti": Suite("sim", TABLE_4, EVERY, {"": 3}, {"epochs": 4, "eval_every": 1}, scenes="sim-kitti-many"),
     "tuning": over_tuning(TUNING),
-    # What RDD's L_feat lacks beside FG: pull, other pairs, finer regions, the labels' places, or a square (docs/findings.md)
-    "diagnosis": over_tuning({**{name: TUNING[name] for name in ("hint x100", "fg x0.1", "fg x1", "rdd x1", "rdd x10")},
-        "alpha1 2": rdd(alpha1=2.0), "alpha1 2 all pairs": rdd(alpha1=2.0, select="all"),
-        "alpha1 2 roi 5": rdd(alpha1=2.0, roi_size=5), "alpha1 2 squared": rdd(alpha1=2.0, distance="squared"),
-        "alpha1 2 labels": rdd(alpha1=2.0, regions="labels", select="all"), "alpha1 2 no norm": rdd(alpha1=2.0, psi_norm=False),
-        "no norm": rdd(psi_norm=False)},
-        {"": 1, **dict.fromkeys((ALONE, "fg x1", "rdd x1", "alpha1 2", "no norm", "alpha1 2 no norm"), 3)}),
-    "diagnosis-kitti": over_tuning({"fg": {"method": "fg"}, **{f"norm alpha1 {x:g}": rdd(alpha1=x, psi_norm=True)
-        for x in (0.2, 2.0)}, **{f"no norm alpha1 {x:g}": rdd(alpha1=x, psi_norm=False) for x in (0.2, 0.6, 2.0)}},
-        {"": 3}, "sim"),
+    # What RDD with the paper's psi and alphas lacks beside FG: pull, other pairs, finer regions, the labels' places, a square, or
+    # something in psi (docs/findings.md)
+    "diagnosis": over_tuning({**{name: TUNING[name] for name in ("hint x100", "fg x0.1", "fg x1")},
+        "rdd-paper-weights": rdd(**PAPER), "paper weights x10": rdd(**PAPER, kd_weight=10.0), "norm": rdd(psi_norm=True),
+        "norm all pairs": rdd(psi_norm=True, select="all"), "norm roi 5": rdd(psi_norm=True, roi_size=5),
+        "norm squared": rdd(psi_norm=True, distance="squared"),
+        "norm labels": rdd(psi_norm=True, regions="labels", select="all"),
+        "norm map first": rdd(psi_norm=True, psi_order="map-first"), "alpha1 0.2": rdd(alpha1=0.2), "rdd x1": TUNING["rdd x1"]},
+        {"": 1, **dict.fromkeys((ALONE, "fg x1", "rdd-paper-weights", "norm", "alpha1 0.2", "rdd x1"), 3)}),
+    "diagnosis-kitti": over_tuning({"fg": {"method": "fg"}, "rdd-paper-weights": rdd(**PAPER), "norm": rdd(psi_norm=True),
+        "alpha1 0.2": rdd(alpha1=0.2), "alpha1 0.6": rdd(alpha1=0.6), "rdd": rdd()}, {"": 3}, "sim"),
     # Tables 1 and 2, figure 5a, and the paper's silences one at a time: over the runs of sim-nuscenes, its XXS pair
     "regions": over_headline(variants={"hint": {"method": "hint"}, "fg": {"method": "fg"}, "rdd-feat": rdd(alpha2=0.0),
         "rdd-feat labels": rdd(alpha2=0.0, regions="labels", select="all")}),
     "losses": over_headline(variants={"rdd-feat": rdd(alpha2=0.0), "rdd-logit": rdd(alpha1=0.0), "rdd": rdd()}),
-    "sensitivity": over_headline(variants={"rdd": rdd(), "rdd-printed": rdd(**PRINTED),  # alphas 0.2; lambda 0.1
+    "sensitivity": over_headline(variants={"rdd": rdd(), "rdd-printed": rdd(**PRINTED),  # lambda 0.1
         **{f"lambda {x:g}": rdd(**{**PRINTED, "lam": x}) for x in (0.0, 0.02, 0.05, 0.2, 0.5)},
-        **{f"alpha1 {x:g}": rdd(alpha1=x) for x in (0.05, 0.1, 0.5, 1.0)},
+        **{f"alpha1 {x:g}": rdd(alpha1=x) for x in (0.05, 0.1, 0.2, 0.5, 1.0, 5.0)},
         **{f"alpha2 {x:g}": rdd(alpha2=x) for x in (0.05, 0.1, 0.5, 1.0)}}),
     "silences": over_headline(equal_share=True, variants={"rdd": rdd(), "rdd-printed": rdd(**PRINTED),
         "spatial softmax": rdd(**{**PRINTED, "softmax_axis": "spatial"}), "standardise": rdd(normalise="standardise"),
@@ -111,10 +111,10 @@ SUITES = {
         "select soft": rdd(select="soft", lam=30.0), "select gaussian": rdd(select="gaussian"),
         "p_cls mean": rdd(p_cls="mean"), "p_cls peak": rdd(p_cls="peak"), "roi 3": rdd(roi_size=3), "roi 5": rdd(roi_size=5),
         "squared": rdd(distance="squared"), "proposals 20": rdd(proposals=20), "proposals 200": rdd(proposals=200),
-        "proposal score .3": rdd(proposal_score=0.3), "no norm": rdd(psi_norm=False)}),
+        "proposal score .3": rdd(proposal_score=0.3), "norm": rdd(psi_norm=True), "map first": rdd(psi_order="map-first")}),
     # What the suite diagnosis found on tuning scenes, on the headline's (docs/findings.md)
-    "psi": over_headline(*PAIRS, variants={"fg": {"method": "fg"}, "rdd": rdd(), "alpha1 2": rdd(alpha1=2.0),
-        "no norm": rdd(psi_norm=False), "alpha1 2 no norm": rdd(alpha1=2.0, psi_norm=False)}),
+    "psi": over_headline(*PAIRS, variants={"fg": {"method": "fg"}, "rdd-paper-weights": rdd(**PAPER),
+        "norm": rdd(psi_norm=True), "alpha1 0.2": rdd(alpha1=0.2), "rdd": rdd()}),
     # The paper's own pairs, at their full size: real data, GPUs
     "nuscenes": Suite("nuscenes", (*(("cp-voxel", f"cp-voxel-{s}") for s in ("s", "xs", "xxs")),
                                    *(("cp-pillar", f"cp-pillar-v{v}") for v in ("0.4", "0.48", "0.64"))), EVERY, {"": 3}, {}),

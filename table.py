@@ -33,7 +33,8 @@ DASH = "—"
 NEEDED = ("teacher", "student", "variant", "seed", "epochs", "steps", "parameters", "macs", "scores", "last", "resampled")
 LABELS = {"hinton": "Hinton KD", "hint": "Hint", "mimic": "Mimic", "fg": "FG", "gid-f": "GID-F", "gid-l": "GID-L", "lad": "LAD",
           "pp-logit": "PP-Logit", "point-distiller": "PointDistiller", "rdd": "RDD", "rdd-printed": "RDD as printed",
-          "rdd-feat": "RDD, L_feat only", "rdd-logit": "RDD, L_logit only"}  # fmt: skip
+          "rdd-paper-weights": "RDD, the paper's weights", "rdd-feat": "RDD, L_feat only",
+          "rdd-logit": "RDD, L_logit only"}  # fmt: skip
 # The paper's tables 3 and 4 (arXiv 2308.10308): nuScenes mAP / NDS, KITTI moderate mAP 3D (R40).
 PAPER = {
     ("cp-voxel", "teacher"): "56.6/64.7", ("cp-pillar", "teacher"): "49.1/59.7", ("second", "teacher"): "67.2",

@@ -7,7 +7,6 @@ import torch
 
 import baselines
 import rdd
-from config import Config
 from data import Frame
 from data.batch import collate
 from detector import Output, build
@@ -306,7 +305,7 @@ def test_no_or_one_proposal(counts, select):
     """Zero loss with a gradient path when nobody proposes; no failure of psi's batch norm with one region."""
     from dataclasses import replace
 
-    distil = rdd.RDD(replace(preset("cp-voxel-xxs-cpu"), select=select), 6, 8).train()
+    distil = rdd.RDD(replace(preset("cp-voxel-xxs-cpu"), select=select, psi_norm=True), 6, 8).train()
     neck = torch.rand(1, 6, 12, 20, requires_grad=True)
     n, k = counts
     terms, seen = distil(output(neck, boxes_in_cells((3, 4))[:n]), output(torch.rand(1, 8, 12, 20), boxes_in_cells((8, 9))[:k]))
@@ -365,7 +364,7 @@ def test_printed_reading_is_the_paper_s():
 
     printed = READINGS["printed"]
     assert (printed["normalise"], printed["softmax_axis"], printed["select"]) == ("softmax", "channel", "threshold")
-    assert (printed["tau"], printed["lam"]) == (4, 0.1) and (Config().alpha1, Config().alpha2) == (0.2, 0.2)
+    assert [printed[name] for name in ("tau", "lam", "alpha1", "alpha2", "psi_norm")] == [4, 0.1, 0.2, 0.2, True]
 
 
 def test_empty_scan_in_a_batch_is_distilled_as_nothing():
