@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli import ArgumentParser, InputError, did_you_mean, run_cli
-from config import Config, from_json, override, to_json
+from config import Config, from_json, override
 from fair import equal_epochs, equal_share, longer_variant, price_of, remembered, shares
 from presets import preset
 from suites import ALONE, SCENES, SUITES, TEACHER, Suite
@@ -141,12 +141,14 @@ def run_suite(name: str, given: Any, root: str) -> None:
 
 def check_same_runs(every: list[Job], records: dict[str, dict[str, Any]], results: Path) -> None:
     """A record counts for the run that the suite means today. Raises InputError for another one, naming what differs."""
+    from runs import differences
+
     for job in every:
         if job.name in records:
-            before, now = to_json(from_json(records[job.name]["config"])), to_json(job.cfg)
-            if other := [k for k in now if k != "root" and now[k] != before[k]]:
-                raise InputError(f"{results / job.name}.json: a run with {other[0]} = {before[other[0]]}, the suite has now "
-                                 f"{now[other[0]]}; move results and runs away to start anew")  # fmt: skip
+            before = from_json(records[job.name]["config"])
+            if other := [k for k in differences(before, job.cfg) if k != "root"]:
+                raise InputError(f"{results / job.name}.json: a run with {other[0]} = {getattr(before, other[0])}, the suite has "
+                                 f"now {getattr(job.cfg, other[0])}; move results and runs away to start anew")  # fmt: skip
 
 
 def teacher_of(job: Job, runs: Path, results: Path) -> "Detector | None":

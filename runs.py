@@ -14,6 +14,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from torch import nn
 
 import parallel
 from cli import InputError
-from config import Config, from_json, to_json
+from config import DISTIL, Config, from_json, to_json
 from detector import Detector
 from evaluate import evaluate_detector, headline
 from weights import load_weights, read_checkpoint, save_checkpoint
@@ -51,13 +52,22 @@ def check_same_run(folder: Path, cfg: Config) -> dict[str, Any] | None:
     if not last.is_file():
         return None
     content = read_checkpoint(last)
-    before, now = to_json(from_json(content["config"])), to_json(cfg)  # options that are younger than the run: their defaults
-    for k in now:
-        if now[k] != before[k]:
-            advice = f"; to keep it as the teacher: --teacher {last}" if before["method"] == "none" else ""
-            raise InputError(f"{folder} holds a run with {k} = {before[k]}, this one has {now[k]}; choose another --name"
-                             f" or --runs, or delete the folder{advice}")  # fmt: skip
+    before = from_json(content["config"])  # options that are younger than the run: their defaults
+    for k in differences(before, cfg):
+        advice = f"; to keep it as the teacher: --teacher {last}" if before.method == "none" else ""
+        raise InputError(f"{folder} holds a run with {k} = {getattr(before, k)}, this one has {getattr(cfg, k)}; choose another "
+                         f"--name or --runs, or delete the folder{advice}")  # fmt: skip
     return content
+
+
+def differences(before: Config, now: Config) -> list[str]:
+    """The options in which two runs differ, of those that `now` reads: alone none of distilling, a baseline none of RDD's."""
+    unread = set()
+    if now.method != "rdd":
+        unread = {f.name for f in fields(Config) if f.metadata.get("group") == DISTIL} - {"method", "inherit", "label_kd"}
+        if now.method != "none":
+            unread -= {"kd_weight", "label_score", "roi_size", "proposals", "proposal_score"}  # those that baselines.py reads
+    return [f.name for f in fields(Config) if f.name not in unread and getattr(before, f.name) != getattr(now, f.name)]
 
 
 def fingerprint(detector: Detector) -> str:

@@ -163,7 +163,8 @@ def suite_table(name: str, folder: Path) -> str:
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
     ran = [run for row in rows for run in row["runs"].values()]
     kinds = list(classes(ran[0])) if ran and len(classes(ran[0])) <= 5 else []
-    paper = any((row["student"].removesuffix("-cpu"), row["method"]) in PAPER for row in rows) and "demo" not in name
+    others = (SUITES[name].folder or name).startswith(("demo", "tuning"))  # scenes and schedules of no table of the paper
+    paper = any((row["student"].removesuffix("-cpu"), row["method"]) in PAPER for row in rows) and not others
     shared = any(run.get("shares") for run in ran)
     head = ["model", "params", "GMACs", "of teacher", "steps", "price", *["share of the gradient"] * shared, *kinds]
     for metric in metrics:

@@ -729,7 +729,7 @@ def small_config(root, **changes):
 
     cfg = replace(preset("cp-voxel-cpu", "nuscenes"), root=str(root), version=VERSION, width=(0.25, 0.25, 0.25),
                   point_range=(-6.4, -6.4, -5.0, 6.4, 6.4, 3.0), voxel_size=(0.4, 0.4, 0.4), batch_size=1, epochs=1,
-                  frames=("sample-0-0", "sample-0-1"), log_every=1, eval_every=1)  # fmt: skip
+                  frames=("sample-0-0", "sample-0-1"), log_every=1, eval_every=1, paste=(0,) * 10)  # fmt: skip
     return replace(cfg, **changes)
 
 

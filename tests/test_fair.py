@@ -102,7 +102,7 @@ def test_equal_epochs_are_whole_quarters_of_the_schedule():
 
 def test_equal_share_is_of_what_was_measured_and_leaves_a_term_without_gradient():
     cfg, default = preset("cp-voxel-xxs-cpu"), {"variant": "rdd", "shares": {"feat": 0.5, "logit": 0.1}}
-    assert equal_share(cfg, {"variant": "x", "shares": {"feat": 0.0025, "logit": 0.0}}, default) == {"alpha1": 40.0}
+    assert equal_share(cfg, {"variant": "x", "shares": {"feat": 0.0025, "logit": 0.0}}, default) == {"alpha1": 200 * cfg.alpha1}
     for nothing in ({}, default, {"variant": "none", "shares": {}}):
         assert equal_share(cfg, nothing, default) == {}
     assert equal_share(cfg, default | {"variant": "x"}, {}) == {}
