@@ -166,13 +166,14 @@ def summarise(pairs: Pairs, cfg: Config, step: int) -> dict[str, Any]:
 def picture(path: Path, records: Sequence[dict[str, Any]], title: str = "") -> "Figure":
     """d (median, bars from quartile to quartile) above, the selected share below; a colour a stop, the darkest the last.
 
-    The last column is over training, by who proposed. In brackets: the last stop's pairs.
+    Of several stops the last column is over training, by who proposed. In brackets: the last stop's pairs.
     """
     import matplotlib
 
-    figure = new_figure(16.0, 7.0)
-    axes = figure.subplots(2, 4, sharex="col")
-    shades = matplotlib.colormaps["plasma_r"](np.linspace(0.2, 0.9, len(records)) if len(records) > 1 else [0.9])
+    over_training = len(records) > 1
+    figure = new_figure(16.0 if over_training else 12.5, 7.0)
+    axes = figure.subplots(2, 4 if over_training else 3, sharex="col")
+    shades = matplotlib.colormaps["plasma_r"](np.linspace(0.2, 0.9, len(records)) if over_training else [0.9])
     for column, (name, heading) in enumerate(TITLES.items()):
         for k, (record, shade) in enumerate(zip(records, shades, strict=True)):
             shift = (k - (len(records) - 1) / 2) * 0.6 / len(records)  # bars of several stops side by side
@@ -184,20 +185,21 @@ def picture(path: Path, records: Sequence[dict[str, Any]], title: str = "") -> "
         axes[1, column].set_xticks(range(len(last)), [f"{bin['bin']} ({bin['count']})" for bin in last], rotation=60, ha="right",
                                    rotation_mode="anchor", fontsize=8)  # fmt: skip
         axes[1, column].set_xlim(-0.6, len(last) - 0.4)
-    for k, side in enumerate(SIDES):
+    for k, side in enumerate(SIDES if over_training else ()):
         bins = [record["side"][k] for record in records]
         steps = [record["step"] for record in records]
         _marks(axes[:, 3], steps, bins, COLOURS[side], f"proposed by the {side} ({bins[-1]['count']})", "-")
-    tidy(axes[0, 3], "over training", "", "")
-    tidy(axes[1, 3], "", "step", "")
-    axes[1, 3].set_xlim(0, 1.05 * records[-1]["step"])
+    if over_training:
+        tidy(axes[0, 3], "over training", "", "")
+        tidy(axes[1, 3], "", "step", "")
+        axes[1, 3].set_xlim(0, 1.05 * records[-1]["step"])
     every = [bin for record in records for name in (*TITLES, "side") for bin in record[name]]
     highest = max((bin["q75"] for bin in every if bin["count"]), default=1)
     for ax in axes[0]:
         ax.set_ylim(0, 1.05 * highest or 1)
     for ax in axes[1]:
         ax.set_ylim(0, 1.02)
-    for ax in axes[0, [0, 3]]:
+    for ax in axes[0, ::3]:
         ax.legend(frameon=False, fontsize=8, loc="lower left")
     figure.suptitle(title, fontsize=11)
     return save(figure, path)
