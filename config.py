@@ -93,7 +93,7 @@ class Config:
     label_score: tuple[float, ...] = opt((0.6,), "lad, label_kd: score that makes a teacher's box a label; or per class", DISTIL)
     method: str = opt("none", "what the student learns from its teacher (baselines.py)", DISTIL,
                       ("none", "hinton", "hint", "mimic", "fg", "gid-f", "gid-l", "lad", "pp-logit", "point-distiller", "rdd"))
-    kd_weight: float = opt(1.0, "factor on the terms of any method, whose own weights are those published", DISTIL)
+    kd_weight: float = opt(1.0, "factor on the terms of any method", DISTIL)
     normalise: str = opt("none", "Eq. 2 on a region", DISTIL, ("softmax", "none", "standardise"))
     softmax_axis: str = opt("channel", "axis of Eq. 2's softmax", DISTIL, ("channel", "spatial"))
     psi_order: str = opt("psi-first", "where psi, the 1x1 adapter, stands", DISTIL, ("map-first", "psi-first", "normalise-first"))
@@ -105,7 +105,7 @@ class Config:
     fraction: float = opt(0.6, "share of a scan's region pairs that select=top, least, random keep, whatever lambda", DISTIL)
     p_cls: str = opt("sum", "Eq. 9's |differences| over a region: their sum, mean, or at its peak only", DISTIL,
                      ("sum", "mean", "peak"))
-    alpha1: float = opt(2.0, "weight of L_feat, Eq. 10; the paper's: 0.2", DISTIL)
+    alpha1: float = opt(2.0, "weight of L_feat, Eq. 10", DISTIL)  # DIFFERS: the paper has 0.2; with it students learned less.
     alpha2: float = opt(0.2, "weight of L_logit, Eq. 10", DISTIL)
     regions: str = opt("proposals", "where pairs are cut out: both models' proposals, or labels", DISTIL, ("proposals", "labels"))
     distance: str = opt("norm", "Eq. 8's distance of a pair: its norm, or the mean square", DISTIL, ("norm", "squared"))
@@ -186,11 +186,11 @@ def from_json(values: dict[str, Any]) -> Config:
     Raises InputError for keys that this version does not know.
     """
     known = {f.name for f in fields(Config)}
-    for key in values:
-        if key not in known:
-            raise InputError(f"config: unknown field {key!r}{did_you_mean(key, known)}")
-    if isinstance(values.get("amp"), bool):  # checkpoints of before bfloat16
-        values = {**values, "amp": "float16" if values["amp"] else "off"}
+    for key in values.keys() - known:
+        raise InputError(f"config: unknown field {key!r}{did_you_mean(key, known)}")
+    values = {"psi_norm": True, **values}  # older checkpoints: there was always a norm, and no bfloat16
+    if isinstance(values.get("amp"), bool):
+        values["amp"] = "float16" if values["amp"] else "off"
     return Config(**{k: _tuples(v) for k, v in values.items()})
 
 

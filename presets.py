@@ -123,7 +123,7 @@ def cp_voxel_cpu(data: str = "kitti") -> Config:
 
     Not the paper's network: its stride-2 layers are 2x2x2, which keeps the number of sites down; the published 3x3x3
     (`--down-kernel 3`) multiplies them; its encoder is plain, not residual, and has three stages (stride 4), not four.
-    It pastes more objects into a scene than the paper's networks do: in a short run a student learns far more (LOG.md).
+    It pastes many objects into a scene (nuScenes: twice what CBGS does): in a short run a student learns far more (LOG.md).
     """
     common = {"preset": "cp-voxel-cpu", "max_points": 0, "max_voxels": 0, "encoder_channels": (16, 16, 32, 48, 64),
               "residual": False, "down_kernel": 2, "bev_layers": (3, 3), "bev_channels": (48, 96), "up_channels": (48, 48),

@@ -82,7 +82,7 @@ def add_run_options(p: ArgumentParser) -> None:
     p.add_argument("--stops", type=int, default=4, metavar="N", help="looks, at equal distances, the last at the end [4]")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="runs, figures and pictures go here")
     p.add_argument("--reading", choices=list(READINGS), default="default",
-                   help="how the paper's silences are read; printed: as it stands, psi before Eq. 2 [default]")  # fmt: skip
+                   help="how the paper is read; printed: as it stands; paper-weights: its psi and alphas [default]")  # fmt: skip
     p.add_argument("--workers", type=int, default=0, metavar="X", help="data loading processes; changes no result [0]")
     names = [f.name for f in fields(Config) if f.name != "method"]
     add_options(p, (DATA, MODEL, OPTIM, DISTIL, RUN), only=names)

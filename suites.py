@@ -51,7 +51,8 @@ SCENES = {
 }
 LONGER = {"epochs": 4, "eval_every": 1}  # on sim-nuscenes-many, 2128 steps
 # The same small budget for every method: three strengths of its own loss, short runs, on a seed and scenes of no table. The
-# published one among them, the others upwards where it pulls with less than a tenth of the detection loss's gradient (LOG.md).
+# published one (RDD: the default) among them, the others upwards where it pulls with less than a tenth of the detection loss's
+# gradient (LOG.md).
 STRENGTHS = {name: (1.0, 10.0, 100.0) if name in ("hint", "mimic", "gid-l") else (0.1, 1.0, 10.0) for name in METHODS}
 SCORES = (0.45, 0.6, 0.75)  # what LAD has instead: how sure the teacher must be
 TUNING = {f"{name} x{x:g}": {"method": name, "kd_weight": x} for name in METHODS if name != "lad" for x in STRENGTHS[name]}

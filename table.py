@@ -185,7 +185,8 @@ def suite_table(name: str, folder: Path) -> str:
             delta = "" if row["delta"] is None else f"{row['delta']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]"
             lines[-1] += [_plus_minus(row), delta]
         lines[-1] += [str(first["n"]) if first["n"] else DASH, ", ".join(f"{v:.1f}" for v in first["values"].values()) or DASH]
-        lines[-1] += [PAPER.get((first["student"].removesuffix("-cpu"), first["method"]), DASH)] * paper
+        method = "rdd" if first["method"].startswith("rdd-p") else first["method"]  # the paper's figure beside each reading of it
+        lines[-1] += [PAPER.get((first["student"].removesuffix("-cpu"), method), DASH)] * paper
     return _markdown(lines)
 
 

@@ -249,7 +249,7 @@ def parser() -> ArgumentParser:
     p.add_argument("--student", nargs="?", const=DEFAULT, metavar="PRESET|CHECKPOINT",
                    help="the detector to train; of a checkpoint, its config is taken (the run of the same name goes on)")
     p.add_argument("--reading", choices=list(READINGS), default="default",
-                   help="how the paper's silences are read; printed: as it stands, psi before Eq. 2 [default]")  # fmt: skip
+                   help="how the paper is read; printed: as it stands; paper-weights: its psi and alphas [default]")  # fmt: skip
     p.add_argument("--teacher-epochs", type=int, metavar="X", help="epochs of a teacher that is trained first [--epochs]")
     p.add_argument("--name", metavar="X", help="folder of the run under --runs [DATA-PRESET-METHOD-seedN]")
     p.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are kept [runs]")

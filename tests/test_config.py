@@ -137,7 +137,8 @@ def test_unknown_preset_and_field():
         from_json({"epoch": 3})
 
 
-def test_a_config_of_before_bfloat16_is_read():
+def test_a_config_of_before_an_option_is_read_as_what_it_was():
+    assert from_json({}).psi_norm and not from_json({"psi_norm": False}).psi_norm
     assert (from_json({"amp": True}).amp, from_json({"amp": False}).amp) == ("float16", "off")
 
 

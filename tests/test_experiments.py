@@ -5,6 +5,7 @@ import sys
 from argparse import Namespace
 from dataclasses import fields, replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,7 @@ import experiments
 from cli import InputError
 from config import Config
 from evaluate import detect, evaluate_detector, headline, resampled
-from experiments import claim, jobs, read_records, record_name, run_suite
+from experiments import check_same_runs, claim, jobs, read_records, record_name, run_suite
 from fair import equal_epochs, longer_variant
 from presets import PRESETS
 from suites import METHODS, SCENES, SUITES, Suite
@@ -79,6 +80,18 @@ def test_tuning_gives_every_method_the_same_budget_on_other_seeds_and_scenes():
     assert max(reported) < suite.first_seed
     for other in SUITES.values():
         assert bool(SCENES.get(other.scenes, {}).get("seed")) == other.folder.startswith("tuning"), "scenes of no table"
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_committed_records_are_runs_that_the_suite_still_means(name):
+    suite = SUITES[name]
+    folder = Path(__file__).parent.parent / "results" / (suite.folder or name)
+    records = read_records(folder)
+    every = jobs(suite, "", list(suite.variants), None, records)
+    check_same_runs(every, records, folder)
+    known = {job.name for other in SUITES for job in jobs(SUITES[other], "", list(SUITES[other].variants), 9, records)
+             if (SUITES[other].folder or other) == folder.name}  # fmt: skip
+    assert set(records) <= known, "a record of no suite"
 
 
 def test_equal_time_runs_come_with_the_records_they_equal(suite):
