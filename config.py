@@ -186,7 +186,7 @@ def from_json(values: dict[str, Any]) -> Config:
     Raises InputError for keys that this version does not know.
     """
     known = {f.name for f in fields(Config)}
-    for key in values.keys() - known:
+    for key in sorted(values.keys() - known):
         raise InputError(f"config: unknown field {key!r}{did_you_mean(key, known)}")
     values = {"psi_norm": True, **values}  # older checkpoints: there was always a norm, and no bfloat16
     if isinstance(values.get("amp"), bool):

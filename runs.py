@@ -52,7 +52,7 @@ def check_same_run(folder: Path, cfg: Config) -> dict[str, Any] | None:
     if not last.is_file():
         return None
     content = read_checkpoint(last)
-    before = from_json(content["config"])  # options that are younger than the run: their defaults
+    before = from_json(content["config"])  # options younger than the run: as they were then
     for k in differences(before, cfg):
         advice = f"; to keep it as the teacher: --teacher {last}" if before.method == "none" else ""
         raise InputError(f"{folder} holds a run with {k} = {getattr(before, k)}, this one has {getattr(cfg, k)}; choose another "

@@ -67,7 +67,7 @@ def over_headline(*pairs: tuple[str, str], variants: dict[str, dict[str, Any]], 
 
 
 def over_tuning(variants: dict[str, dict[str, Any]], seeds: dict[str, int] | None = None, data: str = "sim-nuscenes") -> Suite:
-    """A suite on scenes and seeds of no table, about 1000 steps; its runs and records are those of the suite tuning."""
+    """A suite on scenes and seeds of no table, about 1000 steps; those of one data set share runs and records."""
     changes, folder, scenes = {
         "sim": ({}, "tuning-kitti", "sim-kitti-tuning"),
         "sim-nuscenes": ({"epochs": 6, "eval_every": 3}, "tuning", "sim-nuscenes-tuning"),

@@ -1,6 +1,7 @@
 """Run folders: which options make two runs different ones. (Resuming and refusing: test_train.py.)"""
 
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +22,7 @@ def test_runs_differ_in_what_they_read(method, changes, found):
 
 
 def test_no_baseline_reads_an_option_that_two_of_its_runs_may_differ_in():
-    source = open(baselines.__file__).read()
+    source = Path(baselines.__file__).read_text()
     for option in (f.name for f in fields(Config) if f.metadata.get("group") == DISTIL):
         other = replace(Config(method="mimic"), **{option: "another"})
         assert (f"cfg.{option}" not in source) or differences(other, Config(method="mimic")) == [option], option
