@@ -122,10 +122,10 @@ def run_suite(name: str, given: Any, root: str) -> None:
         if not open_jobs:
             break
         for job in open_jobs:
-            needed = job.needs and not (given.runs / job.needs / "done").is_file()
-            if needed:  # its teacher first, which may have a record, but no checkpoint here
+            needed = job.needs and not (given.results / f"{job.needs}.pt").is_file()
+            if needed:  # its teacher first, which may have a record, but no weights here
                 job = next(j for j in every if j.name == job.needs)
-            finished = given.runs / job.name / "done" if needed else given.results / f"{job.name}.json"
+            finished = given.results / f"{job.name}{'.pt' if needed else '.json'}"
             with claim(given.runs / f"{job.name}.lock") as mine:
                 if mine and not finished.is_file():  # nobody has finished it since the records were read
                     try:
@@ -152,37 +152,36 @@ def check_same_runs(every: list[Job], records: dict[str, dict[str, Any]], result
                                  f"now {getattr(job.cfg, other[0])}; move results and runs away to start anew")  # fmt: skip
 
 
-def teacher_of(job: Job, runs: Path, results: Path) -> "Detector | None":
-    """The trained teacher of a job, None for a student alone. One teacher a seed, the same for all: raises InputError where the
-    checkpoint is not of the run that has the record."""
+def teacher_of(job: Job, results: Path) -> "Detector | None":
+    """The trained teacher of a job, results/NAME.pt, None for a student alone. One teacher a seed, the same for all, also for who
+    adds rows on another machine: raises InputError where the weights are not of the run that has the record."""
     from runs import fingerprint
     from weights import load_detector
 
     if not job.needs:
         return None
-    teacher = load_detector(runs / job.needs / "last.pt")[0]
+    teacher = load_detector(results / f"{job.needs}.pt")[0]
     known = read_records(results).get(job.needs, {}).get("weights")
     if known and known != fingerprint(teacher):
-        raise InputError(f"{runs / job.needs}/last.pt: expected the teacher of {results / job.needs}.json, found other weights; "
-                         "bring its checkpoint, or move results away to start anew")  # fmt: skip
+        raise InputError(f"{results / job.needs}.pt: expected the teacher of {results / job.needs}.json, found other weights; "
+                         "bring its own, or move results away to start anew")  # fmt: skip
     return teacher
 
 
 def run_once(suite: str, job: Job, runs: Path, results: Path, keep_outputs: bool = False) -> None:
-    """Train one run, or what is missing of it, and write its record, results/NAME.json."""
+    """Train one run, or what is missing of it, and write its record, results/NAME.json; of a teacher its weights, NAME.pt."""
     from data.batch import collate, open_data
     from evaluate import detect, resampled
     from runs import fingerprint
     from sheet import count_macs, count_parameters
     from train import train
+    from weights import save_checkpoint
 
-    folder, teacher = runs / job.name, teacher_of(job, runs, results)
-    if not (folder / "last.pt").is_file():
-        shutil.rmtree(folder / "outputs", ignore_errors=True)  # of a teacher that was here before
+    folder, teacher = runs / job.name, teacher_of(job, results)
     measured = teacher is not None and job.cfg.method != "none" and job.cfg.seed == 0 and ", " not in job.variant
     price, kept = price_of(job.cfg, teacher) if measured else (None, None)
     if teacher is not None and keep_outputs:
-        teacher.forward = remembered(teacher, runs / job.needs / "outputs")
+        teacher.forward = remembered(teacher, runs / job.needs / "outputs" / fingerprint(teacher))
     detector = train(job.cfg, folder, teacher)
     validation = open_data(job.cfg, "val")
     device = next(detector.parameters()).device
@@ -211,7 +210,9 @@ def run_once(suite: str, job: Job, runs: Path, results: Path, keep_outputs: bool
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         temporary.write_text(json.dumps(record, indent=1) + "\n")
         os.replace(temporary, path)
-    (folder / "done").touch()
+    if job.variant == TEACHER:
+        save_checkpoint(path.with_suffix(".pt"), {"format": 1, "config": record["config"], "model": detector.state_dict(),
+                                                  "step": record["steps"]})  # fmt: skip
 
 
 def read_records(folder: Path) -> dict[str, dict[str, Any]]:
@@ -251,7 +252,7 @@ def side_by_side(count: int, words: list[str], runs: Path) -> None:
 # ------------------------------------------------------------------ what a suite looks like
 
 
-def pictures(suite: Suite, runs: Path, out: Path, timed: bool) -> None:
+def pictures(suite: Suite, runs: Path, results: Path, out: Path, timed: bool) -> None:
     """What the runs of seed 0 look like: scenes, selected regions; and the curves of all seeds (`timed`: over time too)."""
     import torch
 
@@ -262,12 +263,13 @@ def pictures(suite: Suite, runs: Path, out: Path, timed: bool) -> None:
     from weights import load_detector
 
     name_t, name_s = suite.pairs[-1]
-    named = {"teacher": f"{name_t}-seed0", "student": f"{name_s}-{ALONE}-seed0", "student + RDD": f"{name_s}-rdd-seed0"}
-    if lost := [name for name in named.values() if not (runs / name / "last.pt").is_file()]:
-        print(f"no pictures: {runs / lost[0]}/last.pt is not there; its record says what it found")
+    files = {"teacher": results / f"{name_t}-seed0.pt", "student": runs / f"{name_s}-{ALONE}-seed0" / "last.pt",
+             "student + RDD": runs / f"{name_s}-rdd-seed0" / "last.pt"}  # fmt: skip
+    if lost := [path for path in files.values() if not path.is_file()]:
+        print(f"no pictures: {lost[0]} is not there; its record says what it found")
         return
     out.mkdir(parents=True, exist_ok=True)
-    models = {role: load_detector(runs / name / "last.pt") for role, name in named.items()}
+    models = {role: load_detector(path) for role, path in files.items()}
     cfg = models["student + RDD"][0].cfg
     validation = open_data(cfg, "val")
     # The scenes with the most objects say the most; two of them, far from each other in the list.
@@ -362,7 +364,7 @@ def main() -> None:
     print("\n" + suite_table(given.suite, given.results))
     if "rdd" in given.variants and ALONE in given.variants:
         chosen = replace(suite, pairs=tuple(pair for pair in suite.pairs if pair[1] in given.students))
-        pictures(chosen, given.runs, figures, timed=not given.remember)
+        pictures(chosen, given.runs, given.results, figures, timed=not given.remember)
         if drawn := sorted(figures.glob("*.png")):
             print(f"\npictures: {', '.join(map(str, drawn))}")
 

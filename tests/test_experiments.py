@@ -141,10 +141,16 @@ def test_a_suite_runs_to_its_end_once_and_goes_on_after_a_kill(suite, root, tmp_
     assert record["config"]["seed"] == 0 and len(record["resampled"]["moderate_map_3d"]) == 5
     run_suite("trial", given(tmp_path, runs=tmp_path / "elsewhere"), str(root))
     assert not (tmp_path / "elsewhere").exists(), "what has a record is not trained again, though its checkpoints are gone"
-    (tmp_path / "results" / "small-rdd-seed0.json").unlink()
-    run_suite("trial", given(tmp_path, runs=tmp_path / "elsewhere"), str(root))  # then its teacher is needed again
-    trained = {path.name for path in (tmp_path / "elsewhere").iterdir() if path.is_dir() and "epochs" not in path.name}
-    assert trained == {"big-seed0", "small-rdd-seed0"}
+    teacher = tmp_path / "results" / "big-seed0.pt"
+    for weights, expected in ((True, {"small-rdd-seed0"}), (False, {"small-rdd-seed0", "big-seed0"})):
+        if not weights:  # the teacher's record alone does not teach: it is trained again, and is the same
+            teacher.unlink()
+        (tmp_path / "results" / "small-rdd-seed0.json").unlink()
+        folder = tmp_path / f"elsewhere-{weights}"
+        run_suite("trial", given(tmp_path, runs=folder), str(root))
+        assert {path.name for path in folder.iterdir() if path.is_dir() and "epochs" not in path.name} == expected
+        assert read_records(tmp_path / "results")["small-rdd-seed0"]["teacher_weights"] == record["teacher_weights"]
+    assert teacher.is_file()
     (tmp_path / "results" / "small-none-seed1.json").unlink()
     run_suite("trial", given(tmp_path, variants=["none"]), str(root))  # its checkpoint is here: only the record is made again
     again = read_records(tmp_path / "results")
@@ -181,8 +187,8 @@ def test_a_record_of_other_settings_or_of_another_teacher_is_not_mixed_in(suite,
 
 
 def test_pictures_of_runs_that_are_not_here_are_one_line(suite, tmp_path, capsys):
-    experiments.pictures(suite, tmp_path, tmp_path / "figures", timed=True)
-    assert capsys.readouterr().out.startswith(f"no pictures: {tmp_path}/big-seed0/last.pt is not there")
+    experiments.pictures(suite, tmp_path, tmp_path, tmp_path / "figures", timed=True)
+    assert capsys.readouterr().out.startswith(f"no pictures: {tmp_path}/big-seed0.pt is not there")
     assert not (tmp_path / "figures").exists()
 
 
