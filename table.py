@@ -4,8 +4,8 @@
     python table.py --check            fail when one is out of step with results/ or with the code's tags
     python table.py --json OUT         the rows of all suites for machines
 
-A table stands between `<!-- table NAME -->` and `<!-- end -->`. NAME a suite of experiments.py: the runs of results/NAME, and
-with `-classes` behind it the AP of each class;
+A table stands between `<!-- table NAME -->` and `<!-- end -->`. NAME a suite of experiments.py: the runs of results/NAME, with
+`-short` behind it the rows that somebody ran and what matters most, with `-classes` the AP of each class;
 sheet: results/sheet.json, as `detector.py sheet --json` wrote it; bench, bench-goals: results/bench.json; readings: what the
 code tags UNSPECIFIED (the paper is silent, this is our choice) or DIFFERS (the paper, or its reference, does something else).
 """
@@ -154,22 +154,27 @@ def _ratio(runs: dict[int, dict], teachers: dict[int, dict]) -> float | None:
     return runs[both[0]]["macs"] / teachers[both[0]]["macs"] if both else None
 
 
-def suite_table(name: str, folder: Path) -> str:
+def suite_table(name: str, folder: Path, short: bool = False) -> str:
     """A suite as a Markdown table: mean and standard deviation over seeds, every seed's first metric, and each class's mean.
 
-    Of more than five classes `class_table` shows the means; else a row would not fit on a page.
+    Of more than five classes `class_table` shows the means; else a row would not fit on a page. short: the first metric of
+    the rows that somebody ran, without sizes, shares and classes.
     """
     rows = rows_of(name, folder)
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    if short:
+        metrics = metrics[:1]
+        rows = [row for row in rows if row["n"] and row["metric"] in metrics]
     ran = [run for row in rows for run in row["runs"].values()]
-    kinds = list(classes(ran[0])) if ran and len(classes(ran[0])) <= 5 else []
+    kinds = list(classes(ran[0])) if ran and len(classes(ran[0])) <= 5 and not short else []
     others = (SUITES[name].folder or name).startswith(("demo", "tuning"))  # scenes and schedules of no table of the paper
     paper = any((row["student"].removesuffix("-cpu"), row["method"]) in PAPER for row in rows) and not others
-    shared = any(run.get("shares") for run in ran)
-    head = ["model", "params", "GMACs", "of teacher", "steps", "price", *["share of the gradient"] * shared, *kinds]
+    shared = any(run.get("shares") for run in ran) and not short
+    costs = ["GMACs of teacher", "price"] if short else ["params", "GMACs", "of teacher", "steps", "price"]
+    head = ["model", *costs, *["share of the gradient"] * shared, *kinds]
     for metric in metrics:
         head += [METRICS[metric], "vs. alone [95 %]"]
-    head += ["seeds", f"{METRICS[metrics[0]]} of each"] + ["paper"] * paper
+    head += ["seeds", *[f"{METRICS[metric]} of each" for metric in metrics[:1]]] + ["paper"] * paper
     lines = [head, ["---"] + ["--:"] * (len(head) - 1)]
     tried = {row["student"] for row in rows if row["n"] and row["method"] != TEACHER}
     for start in range(0, len(rows), len(metrics)):
@@ -177,10 +182,11 @@ def suite_table(name: str, folder: Path) -> str:
         first = mine[0]
         student = rows[min(start + len(metrics), len(rows) - 1)]["student"] if first["method"] == TEACHER else first["student"]
         if student not in tried and tried:  # one line of dashes, not one a variant
-            if first["method"] == TEACHER:
+            if first["method"] == TEACHER and not short:
                 lines.append([f"`{student}`", *[DASH] * (len(head) - 1)])
             continue
-        lines.append([label_of(first), *_cost(first), *[_shares(first)] * shared, *_mean_classes(first, kinds)])
+        cost = _cost(first)[2::2] if short else _cost(first)
+        lines.append([label_of(first), *cost, *[_shares(first)] * shared, *_mean_classes(first, kinds)])
         for row in mine:
             delta = "" if row["delta"] is None else f"{row['delta']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]"
             lines[-1] += [_plus_minus(row), delta]
@@ -346,7 +352,8 @@ def fill(text: str) -> str:
     tables = {"readings": readings_table, "sheet": sheet_table, "bench": bench_table, "bench-goals": goals_table}
     for name, suite in SUITES.items():
         folder = ROOT / "results" / (suite.folder or name)
-        tables |= {name: partial(suite_table, name, folder), f"{name}-classes": partial(class_table, name, folder)}
+        tables |= {name: partial(suite_table, name, folder), f"{name}-short": partial(suite_table, name, folder, short=True),
+                   f"{name}-classes": partial(class_table, name, folder)}
 
     def table(match: re.Match) -> str:
         if match[1] not in tables:

@@ -105,6 +105,20 @@ def test_a_student_that_nobody_ran_is_one_line_of_dashes(write, monkeypatch):
     assert set(cells(text, "`tiny`").values()) == {"`tiny`", "—"}
 
 
+def test_a_short_table_has_only_what_somebody_ran(write, monkeypatch):
+    monkeypatch.setitem(table.SUITES, "trial", replace(SUITE, pairs=(("big", "tiny"), ("big", "small"))))
+    for name, variant, ap in (("big", "teacher", 50.0), ("small", "none", 10.0), ("small", "rdd", 12.0)):
+        folder = write(name, variant, 0, ap, price=1.5)
+    text, whole = (table.suite_table("trial", folder, short=short) for short in (True, False))
+    labels = [line.split("|")[1].strip() for line in text.splitlines()[2:]]
+    assert labels == ["teacher `big`", "`small` alone", "`small` + RDD"], "no tiny, no Hint"
+    short, long = (cells(t, "`small` + RDD") for t in (text, whole))
+    assert list(short) == ["model", "GMACs of teacher", "price", "mAP 3D", "vs. alone [95 %]", "seeds", "mAP 3D of each"]
+    assert short["GMACs of teacher"] == long["of teacher"] != "—"
+    assert all(short[k] == long[k] for k in ("price", "mAP 3D", "seeds", "mAP 3D of each"))
+    assert "+2.0" in short["vs. alone [95 %]"]
+
+
 def test_many_classes_have_a_table_of_their_own(write):
     levels = {f"C{k}": {"AP_R40": {"3d": {"easy": 0.0, "moderate": 10.0 * k, "hard": 0.0}}} for k in range(6)}
     for seed in (0, 1):
