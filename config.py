@@ -97,7 +97,7 @@ class Config:
     normalise: str = opt("none", "Eq. 2 on a region", DISTIL, ("softmax", "none", "standardise"))
     softmax_axis: str = opt("channel", "axis of Eq. 2's softmax", DISTIL, ("channel", "spatial"))
     psi_order: str = opt("psi-first", "where psi, the 1x1 adapter, stands", DISTIL, ("map-first", "psi-first", "normalise-first"))
-    psi_norm: bool = opt(False, "batch norm in psi, as printed; with it students learned less (docs/findings.md)", DISTIL)
+    psi_norm: bool = opt(False, "batch norm in psi, as printed; with it students learned less (docs/experiments.md)", DISTIL)
     tau: float = opt(4.0, "temperature of Eq. 2", DISTIL)
     select: str = opt("top", "how m* of Eq. 5 is solved", DISTIL,
                       ("threshold", "relative", "top", "soft", "gaussian", "all", "least", "random"))  # fmt: skip

@@ -1,6 +1,6 @@
 """The information plane of figure 5b: what the student's features keep of their input, and what of the labels.
 
-(reads after: disparity.py, whose sibling it is; the paper's Sec. 4.2)
+(reads after: disparity.py, whose sibling it is; next: benchmarks/; the paper's Sec. 4.2)
 
     python plane.py --teacher runs/NAME/last.pt --student cp-voxel-xxs-cpu --stops 6 --out DIR
     python plane.py --teacher runs/NAME/last.pt --student cp-voxel-xxs-cpu --seeds 3 --methods none rdd --out DIR

@@ -1,7 +1,7 @@
-"""Pictures: scenes from above, the regions RDD selects.   (reads after: evaluate.py  next: curves.py)
+"""Pictures: scenes from above, the regions RDD selects.   (reads after: table.py  next: curves.py)
 
     python plot.py runs/NAME                      loss and AP against steps and time -> runs/NAME/curves.png
-    python plot.py runs/demo/*-seed*              several runs; the seeds of one name become mean and range
+    python plot.py runs/demo/*-seed*/             several runs; the seeds of one name become mean and range
     python plot.py alone=runs/A "with RDD=runs/B" --out both.png             under names of your own
     python plot.py scene --root /data/kitti --frame 000008                   is my data all right? look at it
     python plot.py suite sim-nuscenes --out docs/methods.png                 every method of a suite, from results/

@@ -87,7 +87,7 @@ SUITES = {
     "sim-kitti": Suite("sim", TABLE_4, EVERY, {"": 3}, {"epochs": 4, "eval_every": 1}, scenes="sim-kitti-many"),
     "tuning": over_tuning(TUNING, first_seed=103),
     # What RDD with the paper's psi and alphas lacks beside FG: pull, other pairs, finer regions, the labels' places, a square, or
-    # something in psi (docs/findings.md)
+    # something in psi (docs/experiments.md)
     "diagnosis": over_tuning({**{name: TUNING[name] for name in ("hint x100", "fg x0.1", "fg x1")},
         "rdd-paper-weights": rdd(**PAPER), "paper weights x10": rdd(**PAPER, kd_weight=10.0), "norm": rdd(psi_norm=True),
         "norm all pairs": rdd(psi_norm=True, select="all"), "norm roi 5": rdd(psi_norm=True, roi_size=5),
@@ -114,7 +114,7 @@ SUITES = {
         "p_cls mean": rdd(p_cls="mean"), "p_cls peak": rdd(p_cls="peak"), "roi 3": rdd(roi_size=3), "roi 5": rdd(roi_size=5),
         "squared": rdd(distance="squared"), "proposals 20": rdd(proposals=20), "proposals 200": rdd(proposals=200),
         "proposal score .3": rdd(proposal_score=0.3), "norm": rdd(psi_norm=True), "map first": rdd(psi_order="map-first")}),
-    # What the suite diagnosis found on tuning scenes, on the headline's (docs/findings.md)
+    # What the suite diagnosis found on tuning scenes, on the headline's (docs/experiments.md)
     "psi": over_headline(*PAIRS, variants={"fg": {"method": "fg"}, "rdd-paper-weights": rdd(**PAPER),
         "norm": rdd(psi_norm=True), "alpha1 0.2": rdd(alpha1=0.2), "rdd": rdd()}),
     # The paper's own pairs, at their full size: real data, GPUs

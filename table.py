@@ -1,4 +1,4 @@
-"""Tables: results/ -> the tables of README and docs between table marks, none typed by hand.   (reads after: experiments.py)
+"""Tables: results/ -> the tables of README and docs between table marks, none typed.   (after: experiments.py  next: plot.py)
 
     python table.py                    rewrite the tables of README.md and docs/*.md from results/
     python table.py --check            fail when one is out of step with results/ or with the code's tags
@@ -206,8 +206,8 @@ def class_table(name: str, folder: Path) -> str:
     return _markdown(lines + [[label_of(row), *_mean_classes(row, kinds), str(row["n"])] for row in rows])
 
 
-def _markdown(lines: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def _markdown(lines: list[list[Any]]) -> str:
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def label_of(row: dict[str, Any]) -> str:
@@ -325,7 +325,8 @@ def bench_table() -> str:
         ratio, goal = (DASH if row[key] is None else f"{row[key]:.2f}" for key in ("ratio", "goal"))
         ours, theirs = amount(row["ours"], row["unit"]), amount(row["theirs"], row["unit"]) if row["peer"] else DASH
         lines.append([row["subject"], row["case"], ours, row["peer"] or DASH, theirs, ratio, goal, row["note"]])
-    return _bench(lines)
+    said = dict.fromkeys(f"`{r['command']}`, {r['date']}, {r['machine']}." for r in bench_records().values())
+    return "\n\n".join([_markdown(lines), *said])
 
 
 def goals_table() -> str:
@@ -338,13 +339,7 @@ def goals_table() -> str:
     for (subject, peer, goal), found in groups.items():
         spread = (f"{value:.2f}" for value in (min(found), statistics.median(found), max(found)))
         lines.append([subject, peer, len(found), *spread, f"{goal:.2f}", sum(ratio >= goal for ratio in found)])
-    return _bench(lines)
-
-
-def _bench(lines: list[list[Any]]) -> str:
-    text = "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
-    said = dict.fromkeys(f"`{r['command']}`, {r['date']}, {r['machine']}." for r in bench_records().values())
-    return "\n\n".join([text, *said])
+    return _markdown(lines)
 
 
 def fill(text: str) -> str:

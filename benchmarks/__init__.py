@@ -1,4 +1,4 @@
-"""Benchmarks: how fast, against what, and how that was measured.   (one file per subject; __main__.py runs them all)
+"""Benchmarks: how fast, against what, and how that was measured.   (one file a subject; reads last; next: voxels.py)
 
     python -m benchmarks.sparse            one subject: its table
     make bench                             all of them: one table, results/bench.json, docs/bench.png

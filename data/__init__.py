@@ -1,4 +1,4 @@
-"""Data: what every loader returns.   (reads first; next: cli.py, config.py; the loaders: kitti.py)
+"""Data: what every loader returns.   (reads first; next: cli.py, config.py; the loaders: kitti_files.py)
 
 Official layouts -> `Frame`, in one convention: LiDAR frame, x forward, y left, z up, metres (nuScenes mounts its sensor
 a quarter turn to the right, so there y is forward); a box is

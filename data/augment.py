@@ -1,7 +1,7 @@
 """Augmentation: pure functions of (frame, rng), in the order the field uses: paste, flip, rotate, scale, shift.
 
-(reads after: kitti.py; next: batch.py)  A frame is never changed, a new one is returned; the random generator is the
-caller's, default_rng((seed, epoch, index)), so a frame of an epoch is augmented the same way on every machine.
+(after: kitti.py; next: nuscenes_tables.py, batch.py)  A frame is never changed, a new one is returned; the random generator is
+the caller's, default_rng((seed, epoch, index)), so a frame of an epoch is augmented the same way on every machine.
 dims: N points · M boxes (M, 7), or (M, 9) with velocities vx, vy, which turn and grow with the world · n objects cut out
 """
 

@@ -1,4 +1,6 @@
-"""Frames -> batches, in an order and with an augmentation that depend on nothing but the seed.   (after: augment.py)
+"""Frames -> batches, in an order and with an augmentation that depend on nothing but the seed.
+
+(after: augment.py, nuscenes.py; next: shapes.py)
 
 The frames of step s, and how each is augmented, are functions of (seed, epoch, index). So the number of worker
 processes changes nothing, resuming at step s needs no saved random state, and two processes share a global batch by

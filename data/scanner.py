@@ -1,9 +1,9 @@
-"""A rotating LiDAR: the rays of a real sensor against the parts of a scene.   (next: simulate.py)
+"""A rotating LiDAR: the rays of a real sensor against the parts of a scene.   (after: scenes.py; next: simulate.py)
 
 The lasers sit above one another near the origin of the LiDAR frame, so a part can be met only inside the
 window of beams and azimuths that its outline spans: the scan is a grid, a window is a slice, and a part
 costs as much as it is large to look at. Rays pass gaps (glass, fences) at random and enter vegetation as
-far far as chance lets them.
+far as chance lets them.
 dims: B beams · A azimuth steps · P parts · F faces of a part · M labelled objects
 """
 

@@ -1,4 +1,4 @@
-"""Scenes: streets with traffic and clutter, before a sensor looks at them.   (next: scanner.py)
+"""Scenes: streets with traffic and clutter, before a sensor looks at them.   (after: shapes.py; next: scanner.py)
 
 A scene is a list of parts, the labelled objects that own some of them, and an uneven ground. It knows
 nothing of scanners, images or file layouts. The frame is the LiDAR's at the moment of the scan: x forward,

@@ -1,4 +1,4 @@
-"""nuScenes' kinds of objects out of the simple parts of shapes.py.   (after: shapes.py; next: traffic.py)
+"""nuScenes' kinds of objects out of the simple parts of shapes.py.   (after: shapes.py; next: roads.py)
 
 One builder for each category, called with the length, width and height of the box that it has to fill; as there the origin is on
 the ground under the box's centre, x forward, and what is built stays some cm inside. Barriers are wide and short: nuScenes

@@ -1,14 +1,14 @@
 """A LiDAR simulator that writes official data sets: KITTI's layout and nuScenes'. The data of the demo, without a download.
 
     python -m data.simulate --out datasets/sim-kitti                          # KITTI: 250 training frames, 80 held-out ones
-    python -m data.simulate --out data/big --train 4000 --val 800 --workers 8
+    python -m data.simulate --out datasets/big --train 4000 --val 800 --workers 8
     python -m data.simulate compare --root datasets/sim-kitti --real /data/kitti --out figure.png     # realistic?
     python -m data.simulate nuscenes --out datasets/sim-nuscenes              # nuScenes: 24 training scenes, 8 held-out ones
 
 Streets with traffic and clutter (shapes.py, scenes.py, traffic.py) seen by the data set's own scanner (scanner.py). KITTI's are
 single frames of 64 beams, nuScenes' are scenes in which time passes, of 32 beams; simulate_kitti.py and simulate_nuscenes.py say
 what is written. All of it is a function of the seed: the number of workers changes nothing, and an interrupted set is continued
-by the same command.   (reads after: scanner.py; next: simulate_kitti.py, then augment.py)
+by the same command.   (reads after: scanner.py; next: simulate_kitti.py)
 """
 
 import json

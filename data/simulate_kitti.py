@@ -1,4 +1,6 @@
-"""A simulated KITTI root: single frames, as a 64-beam scanner sees them.   (after: scanner.py, kitti_files.py; next: traffic.py)
+"""A simulated KITTI root: single frames, as a 64-beam scanner sees them.
+
+(after: scanner.py, kitti_files.py; next: shapes_nuscenes.py)
 
 By default the scanner looks at the camera's sector only, 45 degrees to both sides, because KITTI labels nothing
 else and its loaders crop the cloud to the image anyway; `full_circle` writes whole turns. KITTI has about 4

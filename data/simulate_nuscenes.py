@@ -1,4 +1,4 @@
-"""A simulated nuScenes root: scenes of linked key frames, all 13 tables.   (after: traffic.py, nuscenes.py; next: augment.py)
+"""A simulated nuScenes root: scenes of linked key frames, all 13 tables.   (after: traffic.py, nuscenes.py; next: resemblance.py)
 
 One scene is one task and a function of (seed, split, index): its world (traffic.py), looked at by a 32-beam scanner on a car. The
 scanner turns 20 times a second, every tenth turn is a labelled key frame. Of the turns between only the last `sweeps` before

@@ -1,4 +1,4 @@
-"""The official KITTI object detection metrics: AP in the image, from above, in 3D, and AOS.   (after boxes)
+"""The official KITTI object detection metrics: AP in the image, from above, in 3D, AOS.   (after: boxes.py; next: nuscenes.py)
 
 A re-implementation of the evaluator of KITTI's object development kit (C++), in its version of October 2019,
 whose average precision is the mean over 40 recall points; it agrees with it to the last printed digit. Where

@@ -49,12 +49,10 @@ def run(*words: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess
 # ------------------------------------------------------------------ README
 
 
-def command_lines() -> list[tuple[int, list[str]]]:
-    """(line number, words) of every command in the README's ```bash blocks; a backslash continues a line."""
-    readme = ROOT / "README.md"
-    assert readme.is_file(), "README.md: there is none yet"
+def command_lines(page: Path) -> list[tuple[int, list[str]]]:
+    """(line number, words) of every command in a page's ```bash blocks; a backslash continues a line."""
     commands, inside, waiting = [], False, ""
-    for number, line in enumerate(readme.read_text().splitlines(), 1):
+    for number, line in enumerate(page.read_text().splitlines(), 1):
         if line.startswith("```"):
             inside = not inside and line[3:].strip() in ("bash", "sh", "console")
             continue
@@ -97,9 +95,10 @@ def known_flags(script: list[str], arguments: list[str]) -> set[str]:
     return {flag for page in pages for flag in re.findall(r"(?<![\w-])--?[a-z][\w-]*", page.stdout)}
 
 
-def test_every_command_of_the_readme_exists_with_its_flags():
-    commands = command_lines()
-    assert commands, "README.md: no ```bash block"
+@pytest.mark.parametrize("page", [page for page in table.pages() if "```bash" in page.read_text()], ids=name_of)
+def test_every_command_of_a_page_exists_with_its_flags(page):
+    commands = command_lines(page)
+    assert commands, "an empty ```bash block"
     problems = []
     for number, words in commands:
         found = script_and_arguments(words)
@@ -108,17 +107,17 @@ def test_every_command_of_the_readme_exists_with_its_flags():
         script, arguments = found
         path = ROOT / (script[0] if len(script) == 1 else script[1].replace(".", "/") + ".py")
         if not path.is_file():
-            problems.append(f"README.md:{number}: no such script: {' '.join(script)}")
+            problems.append(f"{page.name}:{number}: no such script: {' '.join(script)}")
             continue
         given = {word.split("=")[0] for word in arguments if re.match(r"--?[a-z]", word)}
         for flag in given - known_flags(script, arguments):
-            problems.append(f"README.md:{number}: {' '.join(script)} --help does not know {flag}")
+            problems.append(f"{page.name}:{number}: {' '.join(script)} --help does not know {flag}")
     assert not problems, "\n".join(problems)
 
 
 def test_every_make_target_of_the_readme_exists():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    makes = [words[1:] for _, words in command_lines() if words[0] == "make"]
+    makes = [words[1:] for _, words in command_lines(ROOT / "README.md") if words[0] == "make"]
     asked = {word for words in makes for word in words if "=" not in word}
     assert asked <= targets, f"README.md: make {asked - targets}; the Makefile has {targets}"
 
@@ -128,8 +127,8 @@ def test_tables_are_in_step_with_results_and_tags(page):
     assert table.fill(page.read_text()) == page.read_text(), "run `python table.py`"
 
 
-def test_readme_has_every_choice_that_the_code_tags():
-    assert table.readings_table() in (ROOT / "README.md").read_text(), "run `python table.py`"
+def test_a_page_has_every_choice_that_the_code_tags():
+    assert table.readings_table() in (ROOT / "docs" / "readings.md").read_text(), "run `python table.py`"
 
 
 def test_tags_are_collected_whole(tmp_path, monkeypatch):
