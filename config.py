@@ -6,12 +6,12 @@ its help is written beside it, its default is filled in by the program. Only the
 """
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, get_args, get_origin
+from typing import Any
 
 from cli import InputError, did_you_mean
-from values import check_values
+from values import check_values, parse_as
 
 
 def opt(default: Any, help: str, group: str = "", choices: tuple[str, ...] = ()) -> Any:  # noqa: A002 (argparse's word)
@@ -134,24 +134,6 @@ class Config:
 # ------------------------------------------------------------------ fields <-> command line <-> JSON
 
 
-def _parse_as(kind: Any) -> Callable[[str], Any]:
-    """How an option's text becomes a value of its field's type: bool, tuple[float, ...], str, ..."""
-    if kind is bool:
-        return _parse_bool
-    if get_origin(kind) is tuple:
-        item = get_args(kind)[0]
-        return lambda text: tuple(item(x.strip()) for x in text.split(",") if x.strip())
-    return kind
-
-
-def _parse_bool(text: str) -> bool:
-    if text.lower() in ("true", "yes", "on", "1"):
-        return True
-    if text.lower() in ("false", "no", "off", "0"):
-        return False
-    raise argparse.ArgumentTypeError(f"expected on or off, found {text!r}")
-
-
 def add_options(parser: argparse.ArgumentParser, groups: Iterable[str] = (DATA, MODEL, OPTIM, DISTIL, RUN),
                 only: Iterable[str] = ()) -> None:  # fmt: skip
     """One option per field of `Config` (or `only` of these); an option that is not given is absent from the parsed namespace."""
@@ -161,7 +143,7 @@ def add_options(parser: argparse.ArgumentParser, groups: Iterable[str] = (DATA, 
             shown = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
             flag = {"nargs": "?", "const": True} if isinstance(f.default, bool) else {}  # --inherit is --inherit on
             group.add_argument(
-                "--" + f.name.replace("_", "-"), dest=f.name, default=argparse.SUPPRESS, type=_parse_as(f.type), **flag,
+                "--" + f.name.replace("_", "-"), dest=f.name, default=argparse.SUPPRESS, type=parse_as(f.type), **flag,
                 metavar="{" + ",".join(f.metadata["choices"]) + "}" if f.metadata["choices"] else "X",
                 help=f"{f.metadata['help']} [{shown}]".replace("%", "%%"))  # fmt: skip
 

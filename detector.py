@@ -100,7 +100,17 @@ class Detector(nn.Module):
 
 def check(cfg: Config) -> None:
     """Raises InputError, one line, when no network fits the config."""
-    stride = (2 ** (len(cfg.encoder_channels) - 3) if cfg.encoder == "voxel" else 1) * prod(cfg.bev_strides)
+    levels = (cfg.bev_layers, cfg.bev_strides, cfg.bev_channels, cfg.up_strides, cfg.up_channels)
+    if len({len(level) for level in levels}) != 1 or not cfg.bev_layers:
+        raise InputError(f"preset {cfg.preset}: expected one --bev-layers, --bev-strides, --bev-channels, --up-strides,"
+                         f" --up-channels a level; found {', '.join(str(len(level)) for level in levels)}")  # fmt: skip
+    if any(abs(max(up, 1 / up) - round(max(up, 1 / up))) > 1e-3 for up in cfg.up_strides):
+        raise InputError(f"--up-strides: expected whole numbers, or 1 over one; found {','.join(map(str, cfg.up_strides))}")
+    sizes = [prod(cfg.bev_strides[: i + 1]) / up for i, up in enumerate(cfg.up_strides)]
+    if max(sizes) - min(sizes) > 1e-3:
+        raise InputError(f"preset {cfg.preset}: the neck's levels would have strides {sizes}; expected --bev-strides and"
+                         " --up-strides that bring all to the same")  # fmt: skip
+    stride = (2 ** (len(cfg.encoder_channels) - 3) if cfg.encoder == "voxel" else 1) * max(prod(cfg.bev_strides), *sizes)
     for axis, name in enumerate("xyz"):
         size = cfg.voxel_size[axis] * (stride if name != "z" else 1)
         cells = (cfg.point_range[axis + 3] - cfg.point_range[axis]) / size
@@ -109,14 +119,6 @@ def check(cfg: Config) -> None:
                              " strides); expected a whole number")  # fmt: skip
     if cfg.encoder == "pillar" and round((cfg.point_range[5] - cfg.point_range[2]) / cfg.voxel_size[2]) != 1:
         raise InputError(f"preset {cfg.preset}: a pillar is {cfg.voxel_size[2]:g} m high; expected the height of the range")
-    levels = (cfg.bev_layers, cfg.bev_strides, cfg.bev_channels, cfg.up_strides, cfg.up_channels)
-    if len({len(level) for level in levels}) != 1:
-        raise InputError(f"preset {cfg.preset}: expected one --bev-layers, --bev-strides, --bev-channels, --up-strides,"
-                         f" --up-channels a level; found {', '.join(str(len(level)) for level in levels)}")  # fmt: skip
-    sizes = [prod(cfg.bev_strides[: i + 1]) / up for i, up in enumerate(cfg.up_strides)]
-    if max(sizes) != min(sizes):
-        raise InputError(f"preset {cfg.preset}: the neck's levels would have strides {sizes}; expected --bev-strides and"
-                         " --up-strides that bring all to the same")  # fmt: skip
     if cfg.encoder == "pillar" and any(channels % 2 for channels in cfg.widths(0, cfg.encoder_channels)[:-1]):
         raise InputError(f"preset {cfg.preset}: a pillar layer before the last has an odd number of channels at --width"
                          f" {cfg.width[0]:g}; expected an even one, half for the points and half for their maximum")  # fmt: skip

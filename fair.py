@@ -102,7 +102,7 @@ def remembered(teacher: "Detector", folder: Path) -> Any:
     def call(x: Any) -> Output:
         said = digest(x)
         path = folder / said[:2] / f"{said}.pt"
-        with suppress(OSError, RuntimeError):
+        with suppress(Exception):  # not there yet, or damaged, which torch.load meets with errors of many kinds
             neck, maps = torch.load(path, map_location=x.points.device, weights_only=True)
             return Output(neck, maps, teacher.head.geometry, teacher.head)
         out = forward(x)

@@ -43,12 +43,14 @@ def bilateral_regions(out_s: Output, out_t: Output, score: float, limit: int) ->
     return torch.cat([regions_t, regions_s]), side
 
 
-def labelled_regions(batch: Batch, geometry: Geometry) -> tuple[Tensor, Tensor]:
-    """No reading of the paper, but to compare with: the Gaussian areas of the labelled objects, all as if the teacher's."""
+def labelled_regions(batch: Batch, geometry: Geometry, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """No reading of the paper, but to compare with: the Gaussian areas of the objects whose centre is on the map (its shape
+    (height, width)), all as if the teacher's."""
     regions = []
     for b, box in enumerate(batch.boxes):
         x, y = geometry.to_cells(box[:, 0], box[:, 1])
-        regions.append(gaussian_regions(b, y.long(), x.long(), geometry.radius(box), geometry))
+        on_map = (x >= 0) & (y >= 0) & (x < shape[1]) & (y < shape[0])
+        regions.append(gaussian_regions(b, y[on_map].long(), x[on_map].long(), geometry.radius(box[on_map]), geometry))
     regions = torch.cat(regions)
     return regions, torch.zeros(len(regions), dtype=torch.int64, device=regions.device)
 
@@ -243,7 +245,7 @@ class RDD(nn.Module):
         terms are zero. out_t must come from a frozen teacher under no_grad. RDD reads no labels; `regions` "labels" does.
         """
         cfg = self.cfg
-        regions, side = (labelled_regions(batch, out_t.geometry) if cfg.regions == "labels" else
+        regions, side = (labelled_regions(batch, out_t.geometry, out_t.neck.shape[2:]) if cfg.regions == "labels" else
                          bilateral_regions(out_s, out_t, cfg.proposal_score, cfg.proposals))  # fmt: skip
         region_s, region_t = self.crop(out_s, regions, out_t)
         d = disparity(region_s, region_t)

@@ -1,12 +1,14 @@
-"""Values: what the fields of a config may hold.   (reads beside: config.py, whose `override` asks)
+"""Values: what the fields of a config may hold, and how text becomes it.   (reads beside: config.py, whose `override` asks)
 
 One table of lower and upper bounds, and what several fields have to agree on. What concerns the network as a whole, such as
 strides that fit a range, is asked where it is built (`detector.check`).
 """
 
+import argparse
 import math
+from collections.abc import Callable
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from cli import InputError, did_you_mean
 
@@ -25,6 +27,32 @@ BOUNDS = {
             "down_kernel bev_strides bev_channels up_channels head_channels",
     SHARE: "fraction scaling nms_iou score_threshold proposal_score label_score",
 }  # fmt: skip
+
+
+def parse_as(kind: Any) -> Callable[[str], Any]:
+    """How an option's text becomes a value of its field's type: bool, tuple[float, ...], str, ..."""
+    if kind is bool:
+        return _parse_bool
+    return _parse_several(get_args(kind)[0]) if get_origin(kind) is tuple else kind
+
+
+def _parse_bool(text: str) -> bool:
+    if text.lower() in ("true", "yes", "on", "1"):
+        return True
+    if text.lower() in ("false", "no", "off", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"expected on or off, found {text!r}")
+
+
+def _parse_several(item: type) -> Callable[[str], tuple]:
+    def parse(text: str) -> tuple:
+        try:
+            return tuple(item(part.strip()) for part in text.split(",") if part.strip())
+        except ValueError:
+            what = {int: "whole numbers", float: "numbers"}[item]  # of str there is no wrong one
+            raise argparse.ArgumentTypeError(f"expected {what} with commas between them, found {text!r}") from None
+
+    return parse
 
 
 def check_values(cfg: "Config") -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import get_args, get_origin
 
 import pytest
 
@@ -109,6 +110,8 @@ def test_options_become_values_of_their_field_s_type():
 @pytest.mark.parametrize(("words", "hint"), [
     (["--learning-rate", "1"], "unknown option --learning-rate"), (["--epoch", "1"], "did you mean --epochs"),
     (["--lr", "fast"], "lr"), (["--flip", "perhaps"], "on or off"), (["extra"], "unexpected argument 'extra'"),
+    (["--bev-layers", "1,x"], "--bev-layers: expected whole numbers with commas between them, found '1,x'"),
+    (["--width", "1;.5"], "--width: expected numbers with commas between them, found '1;.5'"),
 ])  # fmt: skip
 def test_wrong_words_get_one_line(words, hint):
     with pytest.raises(InputError, match=hint) as error:
@@ -142,11 +145,16 @@ def test_a_config_of_before_an_option_is_read_as_what_it_was():
     assert (from_json({"amp": True}).amp, from_json({"amp": False}).amp) == ("float16", "off")
 
 
-def test_every_option_changes_the_config_and_is_shown():
-    shown = config.show(Config())
-    for f in fields(Config):
-        if f.metadata.get("group"):
-            assert f.name in shown and f.metadata["help"]
+@pytest.mark.parametrize("f", [f for f in fields(Config) if f.metadata.get("group")], ids=lambda f: f.name)
+def test_every_option_changes_the_config_and_is_shown(f):
+    kind = get_args(f.type)[0] if get_origin(f.type) is tuple else f.type
+    other = {bool: "off" if f.default else "on", int: "77", float: "0.375", str: "another"}[kind]
+    if f.metadata["choices"]:
+        other = next(choice for choice in f.metadata["choices"] if choice != f.default)
+    given = parse("--" + f.name.replace("_", "-"), other)
+    assert given.keys() == {f.name} and given[f.name] != f.default and f.metadata["help"]
+    before, after = (config.show(cfg).splitlines() for cfg in (Config(), replace(Config(), **given)))
+    assert [line for line in after if line not in before] == [f"  {f.name:18} {given[f.name]}"]
 
 
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py", "experiments.py", "plot.py", "table.py"])

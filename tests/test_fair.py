@@ -1,6 +1,7 @@
 """fair.py: the price of a step, shares of the gradient, a teacher that remembers and changes nothing."""
 
 import json
+import pickle
 from argparse import Namespace
 from dataclasses import replace
 from functools import partial
@@ -87,8 +88,9 @@ def test_what_cannot_be_kept_is_computed(root, tmp_path):  # noqa: F811
         expected = teacher(x).neck
         assert remembered(teacher, tmp_path)(x).neck.equal(expected)
         (path,) = tmp_path.rglob("*.pt")
-        path.write_bytes(path.read_bytes()[:100])  # cut off
-        assert remembered(teacher, tmp_path)(x).neck.equal(expected)
+        for damaged in (path.read_bytes()[:100], b"", b"text", pickle.dumps([1])):  # cut off, never written, another's
+            path.write_bytes(damaged)
+            assert remembered(teacher, tmp_path)(x).neck.equal(expected)
         (tmp_path / "file").write_text("in the way")
         assert remembered(teacher, tmp_path / "file")(x).neck.equal(expected)
 

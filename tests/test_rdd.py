@@ -249,9 +249,12 @@ def test_regions_of_labels_are_the_gaussian_areas_of_their_objects():
     g = Geometry(x0=-10.0, y0=-8.0, cell_x=0.5, cell_y=0.5)
     batch = collate(tiny_frames(2), tiny_config())
     batch.boxes = [torch.tensor([[0.3, -1.1, 0.0, 4.0, 1.8, 1.5, 0.4], [5.2, 2.6, 0.0, 0.6, 0.6, 1.7, 0.0]]), torch.zeros(0, 7)]
-    regions, side = rdd.labelled_regions(batch, g)
+    beside = batch.boxes[0].clone()
+    beside[:, 0] += torch.tensor([20.0, -15.3])
+    batch.boxes[0] = torch.cat([batch.boxes[0], beside])
+    regions, side = rdd.labelled_regions(batch, g, (32, 40))
     assert regions[:, 0].tolist() == [0, 0] and side.tolist() == [0, 0]
-    for region, box in zip(regions, batch.boxes[0], strict=True):
+    for region, box in zip(regions, batch.boxes[0][:2], strict=True):
         x0, y0, x1, y1 = region[1:].tolist()
         assert x1 - x0 == pytest.approx(y1 - y0) and (x1 - x0) / 0.5 >= 5 and ((x1 - x0) / 0.5) % 2 == pytest.approx(1)
         assert abs((x0 + x1) / 2 - float(box[0])) <= 0.25 and abs((y0 + y1) / 2 - float(box[1])) <= 0.25
@@ -287,6 +290,30 @@ def test_the_norm_in_psi_sees_the_whole_map_or_the_crops_alone(order):
     mean, std = (statistic[:, None, None] for statistic in (rows.mean(dim=1), (rows.var(dim=1, unbiased=False) + 1e-5).sqrt()))
     expected = (((x - mean) / std).clamp(min=0) - neck_t)[here].flatten(1).norm(dim=1)
     assert torch.allclose(seen["d"], expected.repeat(2), atol=1e-4)
+
+
+def test_normalise_first_is_psi_of_a_normalised_region_beside_the_teacher_s():
+    from dataclasses import replace
+
+    neck_s, neck_t = torch.randn(2, 1, 6, 8, 8, generator=torch.Generator().manual_seed(5)).unbind()
+    changes = {"psi_order": "normalise-first", "normalise": "softmax", "tau": 2.0, "roi_size": 5, "select": "all"}
+    distil = rdd.RDD(replace(preset("cp-voxel-xxs-cpu"), **changes), 6, 6).train()
+    _, seen = distil(output(neck_s, boxes_in_cells((3, 3))), output(neck_t, boxes_in_cells((3, 3))))
+    here = (slice(0, 1), slice(None), slice(1, 6), slice(1, 6))  # 5 x 5 bins on 5 x 5 cells: their centres
+    soft_s, soft_t = ((neck[here] / 2).exp() / (neck[here] / 2).exp().sum(dim=1, keepdim=True) for neck in (neck_s, neck_t))
+    weight, bias = distil.psi.state_dict().values()
+    ours = (torch.einsum("bcij,dc->bdij", soft_s, weight[:, :, 0, 0]) + bias[:, None, None]).clamp(min=0)
+    assert torch.allclose(seen["d"], (ours - soft_t).flatten(1).norm(dim=1).repeat(2), atol=1e-5)
+
+
+def test_p_cls_at_the_peak_is_that_of_the_centre_cell_and_else_of_the_area():
+    neck, generator = torch.rand(1, 6, 12, 20), torch.Generator().manual_seed(6)
+    ours, theirs = (torch.randn(1, 10, 12, 20, generator=generator) for _ in range(2))
+    region, difference = boxes_in_cells((4, 7)), (ours.sigmoid() - theirs.sigmoid()).abs()[0]
+    for p_cls, expected in (("peak", difference[:, 4, 7].sum()), ("sum", difference[:, 2:7, 5:10].sum())):
+        distil = identity_rdd(p_cls=p_cls, select="all", alpha2=0.5, roi_size=5, classes=tuple("abcdefghij"))
+        terms, _ = distil(output(neck, region, ours), output(neck, region, theirs))
+        assert float(terms["logit"]) == pytest.approx(0.5 * float(expected), rel=1e-4)
 
 
 def test_squared_distance_is_the_mean_over_cells_of_the_squared_difference():
