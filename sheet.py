@@ -204,7 +204,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--readme", type=Path, metavar="FILE", help="rewrite its <!-- table sheet --> ... <!-- end -->")
     args = parser.parse_args(argv)
     block = re.compile(r"(?<=<!-- table sheet -->\n).*?(?=<!-- end -->)", re.DOTALL)
-    if args.readme and not (args.readme.is_file() and block.search(args.readme.read_text())):
+    if args.readme and not (args.readme.is_file() and block.search(args.readme.read_text(encoding="utf-8"))):
         raise InputError(f"{args.readme}: expected a file with the lines <!-- table sheet --> and <!-- end -->")
     if args.threads < 1 or (args.json and not args.json.parent.is_dir()):
         raise InputError(f"expected --threads from 1 on and a folder for --json; found {args.threads} and {args.json}")
@@ -229,4 +229,5 @@ def main(argv: list[str]) -> None:
     if args.json:
         args.json.write_text(json.dumps(record, indent=1) + "\n")
     if args.readme:
-        args.readme.write_text(block.sub(lambda _: table + "\n", args.readme.read_text(), count=1))
+        page = args.readme.read_text(encoding="utf-8")
+        args.readme.write_text(block.sub(lambda _: table + "\n", page, count=1), encoding="utf-8")

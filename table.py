@@ -265,7 +265,7 @@ def tagged() -> list[tuple[str, str, str]]:
     """(tag, file, text) of every `# UNSPECIFIED:` and `# DIFFERS:` comment of the code, whole sentences."""
     found = []
     for path in sorted([*ROOT.glob("*.py"), *(ROOT / "data").glob("*.py"), *(ROOT / "metrics").glob("*.py")]):
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
         for number, line in enumerate(lines):
             match = re.search(r"# (UNSPECIFIED|DIFFERS): (.*)", line)
             if not match or "re.search" in line:
@@ -371,12 +371,12 @@ def main() -> None:
         rows = [row for name in SUITES for row in rows_of(name, ROOT / "results" / (SUITES[name].folder or name))]
         write_json(args.json, [{k: v for k, v in row.items() if k != "runs"} for row in rows])
     for path in pages():
-        before = path.read_text()
+        before = path.read_text(encoding="utf-8")
         after = fill(before)
         if args.check and after != before:
             raise InputError(f"{path.name}: its tables are not what results/ and the code give; run python table.py")
         if after != before:
-            path.write_text(after)
+            path.write_text(after, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -24,11 +24,11 @@ FOLDERS = ("", "data", "metrics", "benchmarks", "tests")
 SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))]
 CODE = [path for path in SOURCES if path.parent.name != "tests"]
 CORE = ("config", "voxelize", "backbone", "heads", "detector", "rdd", "train")
-SCRIPTS = [path for path in CODE if '__name__ == "__main__"' in path.read_text()]
+SCRIPTS = [path for path in CODE if '__name__ == "__main__"' in path.read_text(encoding="utf-8")]
 # Not light: what is the network itself, or measures functions of torch line by line
 HEAVY = ("detector.py", "tests/conformance.py", "benchmarks/boxes.py", "benchmarks/sparse.py", "benchmarks/voxels.py")
 LIGHT = [path for path in SCRIPTS if path.relative_to(ROOT).as_posix() not in HEAVY]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 def name_of(path: Path) -> str:
@@ -43,7 +43,7 @@ def as_command(script: Path) -> list[str]:
 @cache
 def run(*words: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
     command = [sys.executable, *flags, *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
 # ------------------------------------------------------------------ README
@@ -52,7 +52,7 @@ def run(*words: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess
 def command_lines(page: Path) -> list[tuple[int, list[str]]]:
     """(line number, words) of every command in a page's ```bash blocks; a backslash continues a line."""
     commands, inside, waiting = [], False, ""
-    for number, line in enumerate(page.read_text().splitlines(), 1):
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
         if line.startswith("```"):
             inside = not inside and line[3:].strip() in ("bash", "sh", "console")
             continue
@@ -95,7 +95,7 @@ def known_flags(script: list[str], arguments: list[str]) -> set[str]:
     return {flag for page in pages for flag in re.findall(r"(?<![\w-])--?[a-z][\w-]*", page.stdout)}
 
 
-@pytest.mark.parametrize("page", [page for page in table.pages() if "```bash" in page.read_text()], ids=name_of)
+@pytest.mark.parametrize("page", [page for page in table.pages() if "```bash" in page.read_text(encoding="utf-8")], ids=name_of)
 def test_every_command_of_a_page_exists_with_its_flags(page):
     commands = command_lines(page)
     assert commands, "an empty ```bash block"
@@ -116,7 +116,7 @@ def test_every_command_of_a_page_exists_with_its_flags(page):
 
 
 def test_every_make_target_of_the_readme_exists():
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     makes = [words[1:] for _, words in command_lines(ROOT / "README.md") if words[0] == "make"]
     asked = {word for words in makes for word in words if "=" not in word}
     assert asked <= targets, f"README.md: make {asked - targets}; the Makefile has {targets}"
@@ -124,11 +124,11 @@ def test_every_make_target_of_the_readme_exists():
 
 @pytest.mark.parametrize("page", table.pages(), ids=name_of)
 def test_tables_are_in_step_with_results_and_tags(page):
-    assert table.fill(page.read_text()) == page.read_text(), "run `python table.py`"
+    assert table.fill(page.read_text(encoding="utf-8")) == page.read_text(), "run `python table.py`"
 
 
 def test_a_page_has_every_choice_that_the_code_tags():
-    assert table.readings_table() in (ROOT / "docs" / "readings.md").read_text(), "run `python table.py`"
+    assert table.readings_table() in (ROOT / "docs" / "readings.md").read_text(encoding="utf-8"), "run `python table.py`"
 
 
 def test_tags_are_collected_whole(tmp_path, monkeypatch):
@@ -168,7 +168,7 @@ def test_unknown_option_is_one_line_and_status_2(script):
 
 @pytest.mark.parametrize("path", CODE, ids=name_of)
 def test_no_file_over_400_lines_and_no_function_over_60(path):
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert text.count("\n") <= 400, "one concept a file: split it, or make it simpler"
     limit = 90 if name_of(path) == "train.py" else 60  # the training loop fits one screen, a tall one
     functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef)]
@@ -177,7 +177,7 @@ def test_no_file_over_400_lines_and_no_function_over_60(path):
 
 
 def test_core_can_be_read_in_one_sitting():
-    lines = {name: (ROOT / f"{name}.py").read_text().count("\n") for name in CORE}
+    lines = {name: (ROOT / f"{name}.py").read_text(encoding="utf-8").count("\n") for name in CORE}
     assert sum(lines.values()) <= 1600, lines
 
 
@@ -185,7 +185,7 @@ def test_core_can_be_read_in_one_sitting():
 
 
 def locked() -> list[Requirement]:
-    text = (ROOT / "requirements.lock").read_text()
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     lines = (line.split(" #")[0].strip() for line in text.splitlines())
     return [Requirement(line) for line in lines if line and not line.startswith("#")]
 
@@ -199,7 +199,7 @@ def test_lock_holds_exact_versions_and_nothing_of_one_machine():
         (specifier,) = pin.specifier
         assert specifier.operator == "==" and "+" not in specifier.version, pin
         assert pin.url is None, pin
-    text = (ROOT / "requirements.lock").read_text()
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     assert not re.search(r"://|--hash|^-", text, re.MULTILINE)
 
 
@@ -239,7 +239,7 @@ def test_lock_is_complete():
 def test_ci_runs_what_a_user_runs():
     path = ROOT / ".ci" / "run"
     assert path.stat().st_mode & 0o100, ".ci/run is not executable"
-    lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
     assert lines[0] == "set -eu" and lines[-1] == "make test"
 
 
@@ -253,7 +253,7 @@ def test_ruff_finds_nothing():
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_file_says_what_it_is_and_names_no_private_folder(path):
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert not text or ast.get_docstring(ast.parse(text)), "the first line says what the file is"
     private = re.search(r"[\"'` =](/home|/root|/Users|/opt|/mnt|/work|/tmp)/\S*", text)
     assert not private, f"a path of one machine: {private[0]}"
