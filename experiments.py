@@ -111,7 +111,7 @@ def run_suite(name: str, given: Any, root: str) -> None:
     suite = replace(whole, pairs=tuple(pair for pair in whole.pairs if pair[1] in given.students))
     while True:
         records = read_records(given.results)
-        every = jobs(suite, root, given.variants, given.seeds, records)
+        every = [job for job in jobs(suite, root, given.variants, given.seeds, records) if job.cfg.seed >= given.from_seed]
         check_same_runs(every, records, given.results)
         open_jobs = [job for job in every if job.name not in records and not {job.name, job.needs} & failed.keys()]
         if given.remember:  # while any run of the suite may ask again, also one that this command leaves out
@@ -311,6 +311,7 @@ def parser() -> ArgumentParser:
     p = ArgumentParser(prog="experiments.py", description=__doc__)
     p.add_argument("suite", choices=list(SUITES), help="which set of runs")
     p.add_argument("--seeds", type=int, metavar="N", help="the first N seeds of every variant [the suite's]")
+    p.add_argument("--from-seed", type=int, default=0, metavar="K", help="leave out the seeds before K [none]")
     p.add_argument("--variants", nargs="+", metavar="V", help="some of the suite's variants [all]")
     p.add_argument("--students", nargs="+", metavar="PRESET", help="some of the suite's students [all]")
     p.add_argument("--jobs", type=int, default=1, metavar="N", help="processes side by side [1]")

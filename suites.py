@@ -57,6 +57,9 @@ STRENGTHS = {name: (1.0, 10.0, 100.0) if name in ("hint", "mimic", "gid-l") else
 SCORES = (0.45, 0.6, 0.75)  # what LAD has instead: how sure the teacher must be
 TUNING = {f"{name} x{x:g}": {"method": name, "kd_weight": x} for name in METHODS if name != "lad" for x in STRENGTHS[name]}
 TUNING |= {f"lad above {x:g}": {"method": "lad", "label_score": (x,)} for x in SCORES}
+# What won the suite `tuning` by its mAP, of the methods all three of whose strengths have run, where it is not the published one:
+# a second row of the method in the headline's table
+TUNED = {name: TUNING[name] for name in ("hint x100",)}
 
 
 def over_headline(*pairs: tuple[str, str], variants: dict[str, dict[str, Any]], seeds: dict[str, int] | None = None,
@@ -80,7 +83,8 @@ def over_tuning(variants: dict[str, dict[str, Any]], seeds: dict[str, int] | Non
 SUITES = {
     "demo": Suite("sim", (CP,), DEMO, {"": 1}, {}),
     # The paper's tables 3 and 4 on simulated data, sized for two CPU cores
-    "sim-nuscenes": over_headline(*TABLE_3, variants=EVERY, seeds={"": 3, ALONE: 5, "pp-logit": 5, "rdd": 5}, equal_time=True),
+    "sim-nuscenes": over_headline(*TABLE_3, variants={**EVERY, **TUNED}, seeds={"": 3, ALONE: 5, "pp-logit": 5, "rdd": 5},
+                                  equal_time=True),
     # The same pair trained four times as long: what is left of a gain when everybody has learned what they can?
     "converged": Suite("sim-nuscenes", (CP,), {name: EVERY[name] for name in (ALONE, "fg", "rdd", "rdd-paper-weights")},
                        {"": 3}, {**LONGER, "epochs": 16, "eval_every": 2}, False, scenes="sim-nuscenes-many"),
