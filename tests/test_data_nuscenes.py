@@ -710,6 +710,56 @@ def test_perfect_detections_written_as_a_submission_have_no_error(real_nuscenes,
     assert nothing["label_tp_errors"].keys() == result["label_tp_errors"].keys()
 
 
+MIXED = ("sample-0-3", "sample-1-1", "sample-0-0", "sample-0-4", "sample-1-0", "sample-0-1", "sample-0-2")
+
+
+@pytest.mark.parametrize("frames", [(), MIXED, MIXED[1:4]])
+def test_scenes_are_those_of_the_tables(root, tables, frames):
+    data, samples = NuScenes(root, VERSION, "all", frames=frames), by_token(tables, "sample")
+    numbers, scenes = data.scenes(), [samples[token]["scene_token"] for token in frames or samples]
+    assert [tables["scene"][number]["token"] for number in numbers] == scenes and len(set(scenes)) == 2
+
+
+def test_resampling_draws_whole_scenes(root, tables, tmp_path):
+    from evaluate import headline, nuscenes_scores, resampled
+    from metrics.nuscenes import evaluate
+
+    rng, egos, samples = np.random.default_rng(5), by_token(tables, "ego_pose"), by_token(tables, "sample")
+    for label in tables["sample_annotation"]:  # near the vehicle, where labels count
+        ego = egos[label["sample_token"].replace("sample", "e-lidar") + "-0"]
+        label["translation"] = (ego["translation"] + rng.uniform(-15, 15, 3)).tolist()
+    write(root, tables)
+    data, found, cfg = NuScenes(root, VERSION, "all", sweeps=1, frames=MIXED), {}, small_config(root)
+    for i, token in enumerate(data.ids):
+        boxes, names = data.boxes(i)
+        boxes = np.nan_to_num(boxes) + rng.uniform(-1.5, 1.5, (len(boxes), 9)) * [1, 1, 0, 0, 0, 0, 0, 0, 0]
+        found[token] = boxes, rng.random(len(boxes)), names
+
+    class Copies:
+        """The tables, asked for copies of their samples: "TOKEN k"."""
+
+        def __getattr__(self, name):
+            return lambda token: getattr(data.tables, name)(token.split()[0])
+
+    written, draws, expected = data.submission(found)["results"], np.random.default_rng(0), {"nds": [], "map": []}
+    for _ in range(20):  # the samples of the drawn scenes, written as often as drawn
+        drawn = [token for scene in draws.integers(2, size=2) for token in data.ids
+                 if samples[token]["scene_token"] == tables["scene"][scene]["token"]]  # fmt: skip
+        results = {f"{token} {k}": [box | {"sample_token": f"{token} {k}"} for box in written[token]]
+                   for k, token in enumerate(drawn)}  # fmt: skip
+        (tmp_path / "drawn.json").write_text(json.dumps({"meta": {}, "results": results}))
+        for name, value in headline(evaluate(Copies(), list(results), tmp_path / "drawn.json")[0]).items():
+            expected[name].append(value)
+    assert all(len({round(value, 3) for value in values}) == 3 for values in expected.values()), "one, the other, both"
+    assert resampled(data, found, cfg, draws=20) == {name: pytest.approx(row, abs=1e-3) for name, row in expected.items()}
+    alone = NuScenes(root, VERSION, "mini_val", sweeps=1)  # one scene: every draw is itself
+    found = {token: found[token] for token in alone.ids}
+    plain = headline(nuscenes_scores(alone, found, None))
+    assert resampled(alone, found, cfg, draws=5) == {name: pytest.approx([value] * 5, abs=1e-3) for name, value in plain.items()}
+    nothing = dict.fromkeys(data.ids, (np.zeros((0, 9)), np.zeros(0), []))
+    assert resampled(data, nothing, cfg, draws=2) == {"nds": [0, 0], "map": [0, 0]}
+
+
 @pytest.mark.parametrize(("name", "speed", "attribute"), [
     ("car", 3.0, "vehicle.moving"), ("car", 0.1, "vehicle.parked"), ("bus", 0.1, "vehicle.stopped"), ("barrier", 9.0, ""),
     ("bicycle", 0.3, "cycle.with_rider"), ("motorcycle", 0.0, "cycle.without_rider"), ("pedestrian", 1.0, "pedestrian.moving"),

@@ -1,18 +1,22 @@
-"""evaluate.py's command line: saved KITTI results. (What scores a checkpoint is tested with the training.)"""
+"""evaluate.py's command line: saved KITTI results, checkpoints. (What a detector scores is tested with the training.)"""
 
 import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import evaluate
 from cli import InputError
-from config import to_json
+from config import Config, to_json
+from data.kitti import read_objects
 from detector import build
-from tests.scenes import tiny_config
+from tests.scenes import assert_same, tiny_config
+from tests.test_train import root  # noqa: F401 (a fixture)
 from weights import save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,7 +69,7 @@ def test_json_is_the_official_evaluators_table(golden, tmp_path, capsys):
 def test_gt_and_results_in_their_usual_places(folders, tmp_path, capsys, layout, data):
     """A folder of labels, KITTI's root or its training folder; results in `data`, as the official kit writes them."""
     gt, results = folders
-    root = tmp_path / "kitti"
+    root = tmp_path / "kitti"  # noqa: F811
     shutil.copytree(gt, root / layout if layout != "." else root)
     shutil.copytree(results, tmp_path / "out" / data)
     (tmp_path / "out" / "log.txt").write_text("no result file\n")
@@ -97,6 +101,66 @@ def test_case_of_a_class_does_not_matter_in_results(folders, tmp_path, capsys):
     (results / "000001.txt").write_text(RESULT.lower())
     score(gt, results, "--json", str(tmp_path / "b.json"))
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+# ---- a checkpoint
+
+
+def saved(folder: Path, cfg: Config) -> str:
+    save_checkpoint(folder / "last.pt", {"format": 1, "config": to_json(cfg), "model": build(cfg).state_dict(), "step": 3})
+    return str(folder / "last.pt")
+
+
+@pytest.fixture
+def asked(root, monkeypatch) -> list[tuple]:  # noqa: F811
+    """What `detect` was asked for: config, frames, batch size. It finds the labels of each frame, but of 000003 the first."""
+    asked = []
+
+    def detect(detector, dataset, device, batch_size):
+        asked.append((detector.cfg, dataset.ids, batch_size))
+        found = {frame.id: (frame.boxes, np.array([0.9, 0.4]) - 0.01 * int(frame.id), frame.names) for frame in dataset}
+        return {id: tuple(column[: 1 if id == "000003" else 2] for column in columns) for id, columns in found.items()}
+
+    monkeypatch.setattr(evaluate, "detect", detect)
+    for split, ids in (("train", "000001\n000003\n"), ("val", "000002\n")):
+        (root / "ImageSets" / f"{split}.txt").write_text(ids)
+    return asked
+
+
+def test_a_checkpoint_exports_what_it_is_scored_by(root, asked, tmp_path, monkeypatch, capsys):  # noqa: F811
+    cfg, out = tiny_config(data="kitti", root=str(root), fov_only=False), tmp_path / "new" / "export"
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", saved(tmp_path, cfg), "--frames", "000003,0,2", "--score-threshold", ".3",
+                                      "--max-detections", "7", "--batch-size", "2", "--export", str(out),
+                                      "--json", str(tmp_path / "scores.json")])  # fmt: skip
+    evaluate.main()
+    ids = ["000003", "000000", "000002"]
+    assert asked == [(replace(cfg, score_threshold=0.3, max_detections=7), ids, 2)]
+    printed = capsys.readouterr().out
+    assert f"last.pt: {cfg.preset}, step 3, on 3 frames of {root} (given by --frames)" in printed
+    assert ["Pedestrian", "labels", "that", "count", "3", "3", "3"] in [line.split() for line in printed.splitlines()]
+    assert sorted(path.name for path in out.iterdir()) == sorted(f"{id}.txt" for id in ids)
+    for id in ids:
+        label = read_objects(root / "training/label_2" / f"{id}.txt", scored=False)
+        result = read_objects(out / f"{id}.txt", scored=True)
+        assert result.type.tolist() == ["Car", "Pedestrian"][: 1 if id == "000003" else 2] and len(label) == 2
+        assert result.location == pytest.approx(label.location[: len(result)], abs=1e-3)
+        assert result.score == pytest.approx((np.array([0.9, 0.4]) - 0.01 * int(id))[: len(result)])
+    score(root, out, "--json", str(tmp_path / "again.json"))
+    scores, again = (json.loads((tmp_path / name).read_text()) for name in ("scores.json", "again.json"))
+    assert_same(again, scores, 1e-4)  # the files have four decimals
+    found = {name: row["AP_R40"]["3d"] for name, row in scores["strict"].items()}
+    assert found == {"Car": dict.fromkeys(("easy", "moderate", "hard"), 5.0),  # three hits: three points of 41
+                     "Pedestrian": dict.fromkeys(("easy", "moderate", "hard"), 2.5), "Cyclist": None}  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "ids"), [([], ["000002"]), (["--split", "train"], ["000001", "000003"])])
+def test_a_checkpoint_is_scored_on_the_split_asked_for(root, asked, tmp_path, monkeypatch, capsys, options, ids):  # noqa: F811
+    cfg = tiny_config(data="kitti", root=str(tmp_path / "moved"), fov_only=False)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", saved(tmp_path, cfg), "--root", str(root), *options])
+    evaluate.main()
+    assert asked == [(cfg, ids, 4)]
+    assert f"on {len(ids)} frames of {root} (split {options[-1] if options else 'val'})" in capsys.readouterr().out
+    assert not list(tmp_path.glob("*.json"))
 
 
 # ---- what it refuses
@@ -151,9 +215,7 @@ def test_json_that_cannot_be_written(folders, tmp_path, capsys):
     (["--data", "kitti"], "--data kitti: expected its --root too"),
 ])  # fmt: skip
 def test_bad_options_with_a_checkpoint(tmp_path, monkeypatch, options, message):
-    cfg = tiny_config()
-    save_checkpoint(tmp_path / "last.pt", {"format": 1, "config": to_json(cfg), "model": build(cfg).state_dict(), "step": 3})
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", str(tmp_path / "last.pt"), *options])
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", saved(tmp_path, tiny_config()), *options])
     with pytest.raises(InputError, match=message) as error:
         evaluate.main()
     assert "\n" not in str(error.value)

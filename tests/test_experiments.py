@@ -7,21 +7,21 @@ from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import evaluate
 import experiments
 from cli import InputError
-from config import Config
-from evaluate import detect, evaluate_detector, headline, resampled
+from config import Config, override, to_json
+from evaluate import headline, resampled
 from experiments import check_same_runs, claim, jobs, read_records, record_name, run_suite
 from fair import equal_epochs, longer_variant
 from presets import PRESETS
-from suites import METHODS, SCENES, SUITES, Suite
+from suites import METHODS, SCENES, SUITES, TUNED, TUNING, Suite
 from tests.scenes import tiny_config
 from tests.test_train import root  # noqa: F401 (a fixture)
 from train import check_pair
-from weights import load_detector
 
 TINY = {"fov_only": False, "paste": (0, 0, 0), "epochs": 2, "eval_every": 1}
 VARIANTS = {"none": {"method": "none"}, "rdd": {"method": "rdd"}}
@@ -37,7 +37,7 @@ def suite(monkeypatch):
 
 
 def given(tmp_path, **changes):
-    chosen = {"variants": list(VARIANTS), "students": ["small"], "seeds": None, "remember": False}
+    chosen = {"variants": list(VARIANTS), "students": ["small"], "seeds": None, "from_seed": 0, "remember": False}
     return Namespace(**{**chosen, "runs": tmp_path / "runs", "results": tmp_path / "results", **changes})
 
 
@@ -80,6 +80,19 @@ def test_tuning_gives_every_method_the_same_budget_on_other_seeds_and_scenes():
     assert max(reported) < suite.first_seed
     for other in SUITES.values():
         assert bool(SCENES.get(other.scenes, {}).get("seed")) == other.folder.startswith("tuning"), "scenes of no table"
+
+
+def test_tuned_rows_are_what_won_the_tuning_where_that_is_not_the_published_weight():
+    suite, won = SUITES["tuning"], {}
+    records = read_records(Path(__file__).parent.parent / "results" / "tuning")
+    for method in METHODS:
+        tried = [name for name in TUNING if TUNING[name]["method"] == method]
+        names = {name: record_name("cp-voxel-xxs-cpu", name, suite.first_seed) for name in tried}
+        if all(name in records for name in names.values()):
+            best = max(tried, key=lambda name: records[names[name]]["scores"][-1]["map"])
+            if override(Config(), TUNING[best]) != override(Config(), {"method": method}):
+                won[best] = TUNING[best]
+    assert won == TUNED
 
 
 @pytest.mark.parametrize("name", SUITES)
@@ -207,19 +220,26 @@ def test_a_broken_record_is_named(tmp_path):
     assert read_records(tmp_path / "nowhere") == {}
 
 
-def test_resampled_scores_are_those_of_the_drawn_frames(suite, root, tmp_path):  # noqa: F811
+def test_resampled_scores_are_those_of_the_drawn_frames(root):  # noqa: F811
     from data.batch import open_data
+    from data.kitti import objects_from_boxes
+    from metrics import kitti
 
-    run_suite("trial", given(tmp_path, variants=["none"], seeds=1), str(root))
-    detector, _ = load_detector(tmp_path / "runs" / "small-none-seed0" / "last.pt")
-    data = open_data(detector.cfg, "val")
-    found = detect(detector, data, "cpu")
-    scores = resampled(data, found, detector.cfg, draws=50)
-    assert scores == resampled(data, found, detector.cfg, draws=50) and {len(v) for v in scores.values()} == {50}
-    one = open_data(replace(detector.cfg, frames=(data.ids[2],)), "val")
-    alone = resampled(one, {data.ids[2]: found[data.ids[2]]}, detector.cfg, draws=2)  # one frame: every draw is itself
-    expected = {k: pytest.approx([v] * 2, abs=1e-3) for k, v in headline(evaluate_detector(detector, one, "cpu")).items()}
-    assert alone == expected
+    cfg = tiny_config(data="kitti", root=str(root), fov_only=False)
+    data, found, objects = open_data(cfg, "val"), {}, []
+    for i, id in enumerate(data.ids):  # found are: all, all but too high (a hit from above only), nothing, the first
+        n, frame = (2, 2, 0, 1)[i], data[i]
+        boxes = frame.boxes[:n] + [0, 0, i == 1, 0, 0, 0, 0]
+        found[id] = boxes, np.full(n, 0.9), frame.names[:n]
+        objects.append(objects_from_boxes(boxes, frame.names[:n], np.full(n, 0.9), data.calibration(i), (1242, 375)))
+    rng, expected = np.random.default_rng(0), {"moderate_map_3d": [], "moderate_map_bev": []}
+    for _ in range(12):
+        drawn = rng.integers(4, size=4)
+        score = kitti.evaluate([data.objects(k) for k in drawn], [objects[k] for k in drawn], cfg.classes)
+        for name, value in headline(score).items():
+            expected[name].append(value)
+    assert all(len(set(values)) > 3 for values in expected.values()) and len(set(map(tuple, expected.values()))) == 2
+    assert resampled(data, found, cfg, draws=12) == {name: pytest.approx(values, abs=1e-3) for name, values in expected.items()}
 
 
 @pytest.mark.parametrize(("option", "name", "meant"), [("--variants", "rdx", "rdd"), ("--students", "cp-voxel-xs-cpu", "xxs")])
@@ -232,6 +252,19 @@ def test_a_row_that_the_suite_has_not_is_named(monkeypatch, option, name, meant)
 def test_students_choose_among_the_pairs(suite, root, tmp_path):  # noqa: F811
     run_suite("trial", given(tmp_path, students=["another"]), str(root))
     assert not list(tmp_path.glob("r*")), "nothing of this suite is of that student"
+
+
+def test_seeds_before_one_are_left_out(suite, root, tmp_path, monkeypatch):  # noqa: F811
+    done = []
+
+    def noted(name, job, runs, results, *rest):
+        done.append(job.name)
+        results.mkdir(exist_ok=True)
+        (results / f"{job.name}.json").write_text(json.dumps({"variant": job.variant, "seconds": 0, "config": to_json(job.cfg)}))
+
+    monkeypatch.setattr(experiments, "run_once", noted)
+    run_suite("trial", given(tmp_path, variants=["none"], seeds=3, from_seed=1), str(root))
+    assert done == ["big-seed1", "small-none-seed1", "big-seed2", "small-none-seed2"]
 
 
 def test_a_suite_of_real_data_asks_for_it(monkeypatch, tmp_path):

@@ -396,6 +396,17 @@ def test_inputs_stay_and_order_of_the_split_changes_nothing(tmp_path):
     assert all(np.array_equal(x, y, equal_nan=x.dtype.kind == "f") for x, y in zip(before, after))
 
 
+@pytest.mark.parametrize("drawn", [[2, 0, 2], [1, 1], [4, 3, 4, 0], [3, 2, 1, 0]])
+def test_drawn_samples_score_as_if_they_had_been_written_so_often(tmp_path, drawn):
+    samples = [*crowded(0), ([], [])]
+    results = {f"s{i}": [found | {"sample_token": f"s{i}"} for found in boxes] for i, (_, boxes) in enumerate(samples)}
+    file = write(tmp_path, dict(reversed(results.items())))  # in another order than the split's
+    labels, predictions, ego, _ = N.load(Tables(*[labels for labels, _ in samples]), list(results), file)
+    found = N.summary(N.curves(*(N.draw_samples(boxes, np.array(drawn)) for boxes in (labels, predictions)), ego[drawn]))
+    assert found == score(tmp_path, *[samples[i] for i in drawn]) != score(tmp_path, *samples)
+    assert 0 < found["mean_ap"] < 1
+
+
 # ---- errors, and what people read
 
 BAD = [  # what to do to the content of the file, what the message says
