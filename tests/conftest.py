@@ -1,10 +1,25 @@
-"""Fixtures for data that lies beside the repository and may be absent: golden evaluator outputs and real frames."""
+"""What holds for every test, and fixtures for data that lies beside the repository and may be absent: golden evaluator
+outputs and real frames."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from hypothesis import settings
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+settings.register_profile("suite", derandomize=True, deadline=None)  # the same examples in every run, on every machine
+settings.load_profile("suite")
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before() -> Iterator[None]:
+    """A test may set the number of threads; the next one has what there was."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 def _folder(*parts: str) -> Path:

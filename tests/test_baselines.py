@@ -542,25 +542,20 @@ def _terms(part) -> dict[str, float]:
     return found
 
 
-def _process(rank, port, folder):
+def _process(rank, folder):
     import torch.distributed as dist
 
     torch.set_num_threads(1)
     models.cache_clear()
     for kind in KINDS[:3]:  # networks first: the statistics of their norms are those of both scans
         models(kind)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     torch.save(_terms(rank), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 def test_two_processes_with_a_scan_each_have_the_mean_loss_of_one_with_both(tmp_path):
-    import socket
-
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    torch.multiprocessing.spawn(_process, (port, str(tmp_path)), nprocs=2)
+    torch.multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     one = _terms(None)
     assert one.keys() == first.keys() == second.keys() and len(one) == 3 * 13

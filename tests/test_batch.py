@@ -1,4 +1,4 @@
-"""Batches: order, sharing among processes, classes that are no targets."""
+"""Batches: order, augmentation, sharing among processes, classes that are no targets."""
 
 from dataclasses import replace
 
@@ -8,6 +8,7 @@ import torch
 
 from cli import InputError
 from data import Frame
+from data.augment import ObjectDatabase, flip_x, flip_y, paste, rotate, scale, shift
 from data.batch import TrainingFrames, collate, report_dropped, steps_per_epoch, training_batches
 from tests.scenes import tiny_config, tiny_frame, tiny_frames
 
@@ -45,6 +46,63 @@ def test_two_processes_share_every_global_batch(frames):
 def test_another_seed_is_another_order(frames):
     other = TrainingFrames(frames.frames, replace(frames.cfg, seed=5), None)
     assert ids(training_batches(frames, 0, 3)) != ids(training_batches(other, 0, 3))
+
+
+# ------------------------------------------------------------------ augmentation: which options reach which function
+
+STILL = {"flip": False, "flip_x": False, "rotation": 0.0, "scaling": 0.0, "translation": 0.0}  # a factor of 1 is drawn too
+AUGMENTED = {
+    "nothing": ({}, lambda f, rng: f),
+    "mirror y": ({"flip": True}, lambda f, rng: flip_y(f, rng)),
+    "mirror x, shift": ({"flip_x": True, "translation": 0.5}, lambda f, rng: shift(scale(flip_x(f, rng), rng, 1, 1), rng, 0.5)),
+    "turn, size": ({"rotation": 0.3, "scaling": 0.05}, lambda f, rng: scale(rotate(f, rng, 0.3), rng, 0.95, 1.05)),
+    "all": ({"flip": True, "flip_x": True, "rotation": 0.3, "scaling": 0.05, "translation": 0.5},
+            lambda f, rng: shift(scale(rotate(flip_x(flip_y(f, rng), rng), rng, 0.3), rng, 0.95, 1.05), rng, 0.5)),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def database():
+    return ObjectDatabase.build(tiny_frames(6), ("Car", "Pedestrian"))
+
+
+def equal(a: Frame, b: Frame) -> bool:
+    return a.names == b.names and np.array_equal(a.points, b.points) and np.array_equal(a.boxes, b.boxes)
+
+
+@pytest.mark.parametrize("case", AUGMENTED)
+def test_a_training_frame_is_augmented_by_the_options_of_its_config(case):
+    """Over some epochs, so that each mirror is once drawn and once not; frame 1 of two, so that the index counts."""
+    (changes, twin), frames = AUGMENTED[case], tiny_frames(2)
+    training = TrainingFrames(frames, tiny_config(**{**STILL, **changes}, seed=4), None)
+    got = [training[epoch, 1] for epoch in range(8)]
+    for epoch, frame in enumerate(got):
+        assert equal(frame, twin(frames[1], np.random.default_rng((4, epoch, 1)))), epoch
+    assert {equal(frame, frames[1]) for frame in got} == {"nothing": {True}, "mirror y": {True, False}}.get(case, {False})
+
+
+def test_objects_of_the_database_are_pasted_first_as_many_as_the_config_says_of_each_class(database):
+    """Into a scene without objects; and without a database nothing is pasted."""
+    frame = replace(tiny_frame(9), boxes=np.zeros((0, 7), np.float32), names=())
+    for counts, names in (((1, 2, 0), {"Car", "Pedestrian"}), ((0, 1, 0), {"Pedestrian"}), ((0, 0, 1), set())):
+        cfg, wanted = tiny_config(**{**STILL, "flip": True}, paste=counts), dict(zip(("Car", "Pedestrian", "Cyclist"), counts))
+        for epoch in range(4):
+            rng, got = np.random.default_rng((0, epoch, 0)), TrainingFrames([frame], cfg, database)[epoch, 0]
+            assert equal(got, flip_y(paste(frame, rng, database, wanted), rng)) and set(got.names) == names
+            assert TrainingFrames([frame], cfg, None)[epoch, 0].names == ()
+
+
+@pytest.mark.parametrize("cap", [{}, {"max_voxels": 50}, {"max_points": 3}], ids=["none", "voxels", "points"])
+def test_under_a_cap_points_are_shuffled_last_so_that_it_cuts_what_was_pasted_no_more_than_the_rest(database, cap):
+    frame = replace(tiny_frame(9), boxes=np.zeros((0, 7), np.float32), names=())
+    got = TrainingFrames([frame], tiny_config(**STILL, paste=(1, 1, 0), **cap), database)[3, 0]
+    rng = np.random.default_rng((0, 3, 0))
+    expected = scale(paste(frame, rng, database, {"Car": 1, "Pedestrian": 1}), rng, 1, 1)
+    assert len(expected.points) > len(frame.points)
+    if cap:
+        in_order, expected = expected, replace(expected, points=rng.permutation(expected.points))
+        assert not np.array_equal(got.points, in_order.points)
+    assert equal(got, expected)
 
 
 def test_collate_numbers_scans_and_leaves_other_classes_out():

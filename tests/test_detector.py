@@ -127,6 +127,8 @@ def test_batch_of_two_is_two_batches_of_one():
     ({**KITTI_PILLAR, "voxel_size": (0.4, 0.36, 4.0)}, "range along y"),
     ({**KITTI_PILLAR, "voxel_size": (0.4, 0.4, 2.0)}, "a pillar is 2 m high; expected the height of the range"),
     ({**KITTI_PILLAR, "voxel_size": (0.4, 0.4, 8.0)}, "range along z"),
+    ({"up_strides": (1.5, 3.0)}, "--up-strides: expected whole numbers, or 1 over one; found 1.5,3.0"),
+    ({"bev_strides": (1, 1), "up_strides": (0.5, 0.5), "point_range": (0.0, -4.8, -3.0, 7.2, 4.8, 1.0)}, "x is 4.500 cells"),
     ({"tasks": (("Car",), ("Pedestrian",))}, "tasks hold"),
     ({"tasks": (("Car",), ("Car", "Pedestrian", "Cyclist"))}, "tasks hold"),
     ({"tasks": (("Car",), ("Pedestrian", "Cyclist", "Van"))}, "tasks hold"),
@@ -143,17 +145,17 @@ def test_a_config_that_builds_no_model_is_refused(changes, hint):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("changes", [
-    pytest.param({"voxel_size": (0.2, 0.2, 2.0)}, id="too few cells along z for the strides: no channels are left"),
-    pytest.param({"up_strides": (1.0, 4.0)}, id="levels of different sizes"),
-    pytest.param({"bev_layers": (3,)}, id="one level too few"),
-    pytest.param({**KITTI_PILLAR, "width": (0.3, 0.5, 0.5)}, id="an odd width cannot be halved between points and maxima"),
+@pytest.mark.parametrize(("changes", "hint"), [
+    pytest.param({"voxel_size": (0.2, 0.2, 2.0)}, "3 layers of voxels along z are too few for 3 stages",
+                 id="too few cells along z for the strides: no channels are left"),
+    pytest.param({"up_strides": (1.0, 4.0)}, r"neck's levels would have strides \[1.0, 0.5\]", id="levels of different sizes"),
+    pytest.param({"bev_layers": (3,)}, "--up-channels a level; found 1, 2, 2, 2, 2", id="one level too few"),
+    pytest.param({**KITTI_PILLAR, "width": (0.3, 0.5, 0.5)}, "odd number of channels at --width 0.3",
+                 id="an odd width cannot be halved between points and maxima"),
 ])  # fmt: skip
-def test_a_config_whose_layers_do_not_meet_is_refused(changes):
-    cfg = tiny_config(**changes)
-    with pytest.raises(InputError):
-        model = build(cfg)
-        model(model.prepare(collate(tiny_frames(1), cfg)))
+def test_a_config_whose_layers_do_not_meet_is_refused(changes, hint):
+    with pytest.raises(InputError, match=hint):
+        build(tiny_config(**changes))
 
 
 @pytest.mark.parametrize("changes", [{}, KITTI_PILLAR], ids=["voxels", "pillars"])

@@ -245,6 +245,42 @@ def test_circle_nms_has_a_radius_for_every_task_and_takes_the_place_of_overlap()
     assert sorted(rotated.decode(maps)[0].labels.tolist()) == [0, 0, 1, 2]
 
 
+@pytest.mark.parametrize("kind", [0, 1])
+def test_a_hot_cell_beside_an_object_s_is_removed_by_rotated_nms_whatever_its_class(head, kind):
+    """The car's box once more, a cell ahead and less sure: they share 2/3 of their union, which an IoU of 1 lets pass."""
+    boxes = BOXES.clone()
+    boxes[0, 6] = 0.0
+    maps = maps_of(head, head.targets(0, [boxes], [LABELS], SHAPE))
+    for name in head.code:
+        maps[0][name][0, :, 3, 3] = maps[0][name][0, :, 3, 2]
+    maps[0]["heatmap"][0, kind, 3, 3] = 5.0
+    assert head.decode(maps)[0].labels.sort().values.tolist() == [0, 1, 2]
+    ahead = boxes[0] + torch.tensor([0.8, 0, 0, 0, 0, 0, 0])
+    for nms_iou, stays in ((0.65, False), (0.67, True), (1.0, True)):  # IoU: (3.9 - 0.8) / (3.9 + 0.8) = 0.6596
+        head.cfg = replace(head.cfg, nms_iou=nms_iou)
+        found = head.decode(maps)[0]
+        assert len(found.boxes) == 3 + stays
+        if stays:
+            assert found.labels[3] == kind and float(found.scores[3]) == pytest.approx(1 / (1 + math.exp(-5)))
+            torch.testing.assert_close(found.boxes[3], ahead, atol=1e-4, rtol=0)
+
+
+def test_at_most_so_many_detections_are_kept_after_nms_and_so_many_cells_decoded_before(head, monkeypatch):
+    """The best ones: of the three objects the car is the least sure; a second hot cell of the surest is no detection."""
+    maps = maps_of(head, head.targets(0, [BOXES], [LABELS], SHAPE))
+    maps[0]["heatmap"][0, 0, 3, 2], maps[0]["heatmap"][0, 1, 10, 6] = 7.0, 8.0
+    for name in head.code:
+        maps[0][name][0, :, 11, 2] = maps[0][name][0, :, 11, 1]
+    maps[0]["heatmap"][0, 2, 11, 2] = 8.5
+    for limit, labels in ((500, [2, 1, 0]), (2, [2, 1]), (1, [2])):
+        head.cfg = replace(head.cfg, max_detections=limit)
+        assert head.decode(maps)[0].labels.tolist() == labels
+    head.cfg = replace(head.cfg, max_detections=500)
+    for candidates, labels in ((4, [2, 1, 0]), (3, [2, 1]), (2, [2])):
+        monkeypatch.setattr(heads, "MAX_CANDIDATES", candidates)
+        assert head.decode(maps)[0].labels.tolist() == labels
+
+
 def test_wild_sizes_stay_above_0_and_finite(head):
     """A young network may say anything of a size; a results file with a size of 0 or infinity is refused."""
     maps = maps_of(head, head.targets(0, [BOXES], [LABELS], torch.Size((1, 3, 12, 8))))
@@ -278,8 +314,9 @@ def test_proposals_are_the_gaussian_areas_of_the_peaks(head):
 
 def test_a_plateau_is_cut_to_the_limit_and_untrained_maps_give_no_crash(head):
     maps = head(torch.zeros(1, 16, 12, 8))
-    assert len(head.proposals(maps, 0.0, 7)) <= 7
-    assert len(head.decode(maps)[0].boxes) <= heads.MAX_CANDIDATES
+    assert len(head.proposals(maps, 0.0, 7)) == 7
+    found = head.decode(maps)[0]
+    assert len(found.boxes) and found.boxes.isfinite().all()
 
 
 def test_start_probability_is_a_tenth():

@@ -369,6 +369,6 @@ def test_bad_arguments_are_one_line_before_any_work(arguments, hint, tmp_path, m
 def test_from_the_shell():
     root = Path(__file__).resolve().parents[1]
     command = [sys.executable, "detector.py", "sheet", "--presets", "secnd"]
-    answer = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, check=False)
+    answer = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600, check=False)
     assert answer.returncode == 2 and answer.stdout == ""
     assert answer.stderr == "error: unknown preset 'secnd' (did you mean second?)\n"
