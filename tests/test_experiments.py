@@ -107,6 +107,17 @@ def test_committed_records_are_runs_that_the_suite_still_means(name):
     assert set(records) <= known, "a record of no suite"
 
 
+@pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "results").glob("*/*.pt")), ids=lambda path: path.stem)
+def test_committed_teachers_are_those_of_their_records(path):
+    from runs import fingerprint
+    from weights import load_detector
+
+    detector, content = load_detector(path)
+    record = json.loads(path.with_suffix(".json").read_text())
+    assert record["variant"] == "teacher" and fingerprint(detector) == record["weights"]
+    assert content["config"] == record["config"] and content["step"] == record["steps"]
+
+
 def test_equal_time_runs_come_with_the_records_they_equal(suite):
     last = jobs(suite, "", list(VARIANTS), None, {"small-rdd-seed0": {"price": 2.6}})[3]
     assert (last.name, last.cfg.epochs, last.cfg.method) == ("small-none-5epochs-seed0", 5, "none")
