@@ -71,13 +71,11 @@ def over_headline(*pairs: tuple[str, str], variants: dict[str, dict[str, Any]], 
 
 def over_tuning(variants: dict[str, dict[str, Any]], seeds: dict[str, int] | None = None, data: str = "sim-nuscenes",
                 first_seed: int = 100) -> Suite:  # fmt: skip
-    """A suite on scenes and seeds of no table, about 1000 steps; those of one data set share runs and records."""
-    changes, folder, scenes = {
-        "sim": ({}, "tuning-kitti", "sim-kitti-tuning"),
-        "sim-nuscenes": ({"epochs": 6, "eval_every": 3}, "tuning", "sim-nuscenes-tuning"),
-    }[data]
+    """A suite on scenes and seeds of no table, about 1000 steps."""
+    changes, scenes = {"sim": ({}, "sim-kitti-tuning"),
+                       "sim-nuscenes": ({"epochs": 6, "eval_every": 3}, "sim-nuscenes-tuning")}[data]  # fmt: skip
     return Suite(data, (CP,), {ALONE: {"method": "none"}, **variants}, seeds or {"": 1}, changes, equal_time=False,
-                 folder=folder, first_seed=first_seed, scenes=scenes)  # fmt: skip
+                 first_seed=first_seed, scenes=scenes)  # fmt: skip
 
 
 SUITES = {

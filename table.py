@@ -24,7 +24,7 @@ from cli import ArgumentParser, InputError, run_cli
 from evaluate import write_json
 from experiments import read_records
 from fair import equal_epochs, longer_variant
-from suites import ALONE, SUITES, TEACHER
+from suites import ALONE, SCENES, SUITES, TEACHER
 
 ROOT = Path(__file__).parent
 KITTI = {"moderate_map_3d": "mAP 3D", "moderate_map_bev": "mAP BEV"}
@@ -167,7 +167,7 @@ def suite_table(name: str, folder: Path, short: bool = False) -> str:
         rows = [row for row in rows if row["n"] and row["metric"] in metrics]
     ran = [run for row in rows for run in row["runs"].values()]
     kinds = list(classes(ran[0])) if ran and len(classes(ran[0])) <= 5 and not short else []
-    others = (SUITES[name].folder or name).startswith(("demo", "tuning"))  # scenes and schedules of no table of the paper
+    others = name == "demo" or "seed" in SCENES.get(SUITES[name].scenes, {})  # scenes and schedules of no table of the paper
     paper = any((row["student"].removesuffix("-cpu"), row["method"]) in PAPER for row in rows) and not others
     shared = any(run.get("shares") for run in ran) and not short
     costs = ["GMACs of teacher", "price"] if short else ["params", "GMACs", "of teacher", "steps", "price"]
