@@ -170,7 +170,7 @@ def test_two_processes_have_the_curve_of_one(root, tmp_path):
     score, no share and no limit: there rounding would choose. And small steps: it grows with the learning rate."""
     options = ["--data", "kitti", "--root", str(root), "--runs", str(tmp_path), "--fov-only", "off", "--epochs", "3",
                "--point-range", "0,-4.8,-3,6.4,4.8,1", "--log-every", "1", "--eval-every", "9", "--seed", "3",
-               "--proposal-score", "0", "--proposals", "288", "--select", "all", "--lr", "0.0005",
+               "--proposal-score", "0", "--proposals", "288", "--select", "all", "--lr", "0.0001",
                "--student", "cp-voxel-xxs-cpu", "--teacher", str(tmp_path / "teacher" / "last.pt")]  # fmt: skip
     torch.set_num_threads(1)
     train(config(root, width=(1.0, 1.0, 1.0), epochs=1, paste=(0, 0, 0)), tmp_path / "teacher")
