@@ -88,7 +88,7 @@ def test_what_cannot_be_kept_is_computed(root, tmp_path):  # noqa: F811
         expected = teacher(x).neck
         assert remembered(teacher, tmp_path)(x).neck.equal(expected)
         (path,) = tmp_path.rglob("*.pt")
-        for damaged in (path.read_bytes()[:100], b"", b"text", pickle.dumps([1], protocol=2)):  # cut off, never written, another's
+        for damaged in (path.read_bytes()[:100], b"", b"text", pickle.dumps([1], protocol=2)):  # cut off, empty, no tensors
             path.write_bytes(damaged)
             assert remembered(teacher, tmp_path)(x).neck.equal(expected)
         (tmp_path / "file").write_text("in the way")
