@@ -10,8 +10,9 @@ depend on the seed only; the last epoch is reported, whatever the best was; ever
 published ones (RDD's in the row rdd-paper-weights); the suite `tuning` tries three of each method, the same budget for
 all. Because distilling makes a step longer, the student alone is also trained for the time that each method takes:
 epochs x the price of a step, which is measured in turns with the student alone's (`fair.price_of`), because wall time of
-whole runs depends on what else the machine does. --remember makes a suite of many methods almost twice as fast, with the
-same results.
+whole runs depends on what else the machine does. A teacher's weights lie beside its record, so that students of its
+seed can be added on any machine (--results, --from-seed). --remember makes a suite of many methods almost twice as
+fast, with the same results.
 """
 
 import fcntl

@@ -281,7 +281,7 @@ def tagged() -> list[tuple[str, str, str]]:
 
 def readings_table() -> str:
     rows = [["", "where", "what"], ["---", "---", "---"]]
-    rows += [[tag.lower(), f"`{file}`", text.replace("|", "\\|")] for tag, file, text in tagged()]
+    rows += [[tag.lower(), f"`{file}`", text] for tag, file, text in tagged()]
     return _markdown(rows)
 
 
