@@ -105,9 +105,11 @@ def rows_of(name: str, folder: Path) -> list[dict[str, Any]]:
         takes = {v: longer_variant(equal_epochs(runs[0]["epochs"], runs[0]["price"])) for v, runs in of.items()
                  if 0 in runs and runs[0].get("price")}  # fmt: skip
         for variant, runs in of.items():
+            method, _, change = variant.partition(", ")
+            alone = of[ALONE] if method == ALONE else of.get(f"{ALONE}, {change}", of[ALONE])  # beside "rdd, 12 epochs"
             for metric in metrics:
                 rows.append({"suite": name, "teacher": teacher, "student": student if variant != TEACHER else teacher,
-                             "method": variant, "metric": metric, **statistic(runs, of[ALONE], metric),
+                             "method": variant, "metric": metric, **statistic(runs, alone, metric),
                              "macs_ratio": _ratio(runs, of[TEACHER]), "runs": runs,
                              "as_long_as": [v for v, longer in takes.items() if longer == variant]})  # fmt: skip
     return rows
