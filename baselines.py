@@ -14,8 +14,8 @@
 Each is a module like RDD: its trained layers are made in __init__, and forward(out_s, out_t, batch) returns ({term: weighted
 scalar}, {name: number worth logging}). `batch` is read for its labels only. The weights are those published, as far as
 they are; `Config.kd_weight` scales them, RDD's too. Of different grids (pillar students), a map of the student is sampled at
-the centres of the teacher's cells, in metres. Counts are those of all processes together. SparseKD as its authors run it is
-three of these at once: --method pp-logit --label-kd --inherit.
+the centres of the teacher's cells, in metres. Counts are those of all processes together. SparseKD is three of these at once:
+--method pp-logit --label-kd --inherit.
 dims: B scans · C channels · H, W cells of the teacher's map · K classes · R regions · M objects; `_s` student, `_t` teacher
 """
 
@@ -105,7 +105,7 @@ class Hinton(nn.Module):
 
     def forward(self, out_s: Output, out_t: Output, batch: Batch) -> Terms:
         # UNSPECIFIED: how the "KD" of detection papers is set. Ours: temperature 1, as many yes-or-no questions as the heads
-        # ask, weight 1 with the focal loss's normaliser (objects): soft labels in the place of hard ones.
+        # ask, weight 1 over all objects of the scans (the focal loss divides each task by its own objects: a larger unit).
         loss = divergence(on_teacher_grid(out_s.class_logits, out_s, out_t), out_t.class_logits).sum()
         return {"hinton": loss / total(loss.new_tensor(sum(map(len, batch.boxes))))}, {}
 
@@ -150,9 +150,9 @@ class Mimic(nn.Module):
 class FG(nn.Module):
     """Fine-grained feature imitation (Wang et al., 2019): hints only near objects, and near is what the anchors say.
 
-    Reads the neck at the masked cells. Anchor heads: cells with an anchor whose overlap with some object is above NEAR of
-    the object's best. Channels: a trained 3x3 convolution and ReLU on the student's. Term: the squared difference summed
-    over channels, over twice the masked cells; weight 1: their one-stage detector's for KITTI (twangnh).
+    Reads the neck at the masked cells. Anchor heads: cells with an anchor whose overlap with some object is above NEAR of the
+    object's best. Channels: a trained 3x3 convolution and ReLU on the student's. Term: the squared difference summed over
+    channels, over twice the masked cells. Weight 1, the largest published (twangnh: one stage, KITTI; 0.5 for narrow students).
     """
 
     # DIFFERS: their adapter starts near zero, their 1 stands beside detection terms of 75, 100 and 5: here it pulls harder (LOG).
@@ -232,8 +232,8 @@ class GIDF(nn.Module):
         region_s, region_t = (roi_align(out.neck.float(), regions, out.geometry, self.cfg.roi_size) for out in (out_s, out_t))
         # DIFFERS: the paper prints the norm of an instance's difference; ours is the square, as the code whose weight it is.
         differ = (self.adapter(region_s).float() - region_t).square().sum(dim=1).mean(dim=(1, 2))  # (R,)
-        # UNSPECIFIED: whether relations are taken before or after the adapter, and summed or averaged. Ours, as the released
-        # code: before it, so that the student itself has to have them; mean over pairs, then over scans.
+        # UNSPECIFIED: are relations taken before the adapter, summed or averaged? Ours: before, as the released code, so that the
+        # student itself has to have them; the mean over pairs, then over scans (there: over the pairs of all scans).
         relation = torch.stack([self.relation(region_s[regions[:, 0] == b], region_t[regions[:, 0] == b])
                                 for b in range(len(boxes))]).mean()  # fmt: skip
         terms = {"gid_feat": 5e-4 * feature_loss(differ, torch.ones_like(differ)), "gid_rel": 40 * relation}
@@ -305,7 +305,7 @@ class LAD(nn.Module):
     ground truth. Score 0.6 as SparseKD's voxel students have it; `label_score` is its one knob, `kd_weight` scales nothing here.
     """
 
-    # UNSPECIFIED: what RDD's LAD rows are. LAD itself has the teacher's costs assign the labels; SparseKD's rows are this.
+    # UNSPECIFIED: what RDD's LAD rows are. LAD has the teacher's costs assign the labels; SparseKD's rows are this.
     def __init__(self, cfg: Config, channels_s: int, channels_t: int) -> None:  # noqa: ARG002
         super().__init__()
 
@@ -360,13 +360,13 @@ class PointDistiller(nn.Module):
 
     Reads the neck: the teacher's 256 cells of the largest channel, and the 128 cells nearest to each in the teacher's feature
     space, the same in both models. Channels: in each model a trained 1x1 convolution, batch norm and ReLU on (neighbour,
-    centre), to 32. Term: the mean squared difference; weight 12.
+    centre), to 64. Term: the mean squared difference; weight 2. Counts, width and weight of its code for nuScenes' neck.
     """
 
-    # DIFFERS: the paper's PointPillars compares pillars before the scatter, its SECOND both levels before the neck.
-    # DIFFERS: the paper weighs cells by a softmax of their importance; its code for maps takes that over an axis of length 1,
-    # so that all weigh the same, times the scans of a GPU, 6: hence 2 x 6. With its temperature, 1e-4, one cell would be left.
-    CELLS, NEIGHBOURS, WIDTH, WEIGHT = 256, 128, 32, 12.0
+    # DIFFERS: for KITTI its PointPillars compares pillars before the scatter, its SECOND both levels before the neck.
+    # DIFFERS: the paper weighs cells by a softmax of their importance; its code takes that over an axis of length 1, so that all
+    # weigh the same. With its temperature, 1e-4, one cell would be left.
+    CELLS, NEIGHBOURS, WIDTH, WEIGHT = 256, 128, 64, 2.0
 
     def __init__(self, cfg: Config, channels_s: int, channels_t: int) -> None:  # noqa: ARG002
         super().__init__()

@@ -1,8 +1,8 @@
 """Configuration: one dataclass, printed on one screen.   (reads after: data/__init__.py, cli.py  next: presets.py, boxes.py)
 
-Its defaults are CenterPoint-Voxel on KITTI. The command line is built from the same fields: every field is an option,
-its help is written beside it, its default is filled in by the program. Only the standard library is imported here, so
-`--help` answers at once.
+Its defaults are CenterPoint-Voxel on KITTI; a preset changes some of them. The command line is built from the same fields: each
+with a help text is an option. Only the standard library is imported here, so `--help` answers at once. On a first reading
+leave out the group of distillation: it belongs to rdd.py.
 """
 
 import argparse
@@ -83,7 +83,7 @@ class Config:
     weight_decay: float = opt(0.01, "decoupled (AdamW)", OPTIM)
     clip: float = opt(10.0, "gradient norm is clipped to this", OPTIM)
     loc_weight: float = opt(2.0, "gamma of Eq. 10, the weight of box regression", OPTIM)
-    # DIFFERS: the paper's framework puts nuScenes' 0.2 on the velocities; OpenPCDet's list falls on rot, and is ours.
+    # DIFFERS: the paper's framework gives nuScenes' weight of 0.2 to vx, vy; OpenPCDet's list gives it to cos, sin, as ours does.
     code_weights: tuple[float, ...] = opt((1.0,) * 8, "centre head: offset x, y, z, log l, w, h, cos, sin, vx, vy", OPTIM)
     amp: str = opt("float16", "mixed precision: float16, with loss scaling, on CUDA only; bfloat16 on CPUs that compute in it"
                               " too, nearly twice as fast there", OPTIM, ("off", "float16", "bfloat16"))  # fmt: skip
@@ -108,7 +108,7 @@ class Config:
     alpha1: float = opt(2.0, "weight of L_feat, Eq. 10", DISTIL)  # DIFFERS: the paper has 0.2; with it students learned less.
     alpha2: float = opt(0.2, "weight of L_logit, Eq. 10", DISTIL)
     regions: str = opt("proposals", "where pairs are cut out: both models' proposals, or labels", DISTIL, ("proposals", "labels"))
-    distance: str = opt("norm", "Eq. 8's distance of a pair: its norm, or the mean square", DISTIL, ("norm", "squared"))
+    distance: str = opt("norm", "Eq. 8's distance of a pair: its norm, or its square over the cells", DISTIL, ("norm", "squared"))
     roi_size: int = opt(7, "cells a side of RoI Align", DISTIL)
     proposals: int = opt(50, "regions a scan and side, the best scored", DISTIL)
     proposal_score: float = opt(0.1, "lowest score of a proposal", DISTIL)

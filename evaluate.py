@@ -7,8 +7,8 @@
     python evaluate.py kitti --gt DIR --results DIR --json OUT.json       score result files, whoever wrote them
     python evaluate.py nuscenes --root DIR --version v1.0-trainval --split val --results FILE --json OUT.json
 
-Everything runs on a CPU and needs no compiler. KITTI's AP is in percent, nuScenes' 0..1, each the official
-evaluator's to the last printed digit.
+Everything runs on a CPU and needs no compiler. The numbers are the official evaluators' to the last printed digit, in their
+units: KITTI's AP in percent, nuScenes' 0..1; what a checkpoint's evaluation prints and logs is in percent for both.
 """
 
 import json

@@ -59,33 +59,33 @@ def jobs(suite: Suite, root: str, variants: list[str], seeds: int | None, record
     """
     found: dict[str, Job] = {}
 
-    def add(name: str, *rest: Any) -> None:
-        found.setdefault(name, Job(name, *rest))
+    def add(teacher: str, student: str, variant: str, cfg: Config) -> None:
+        name, teachers_run = record_name(student, variant, cfg.seed), record_name(teacher, TEACHER, cfg.seed)
+        needs = teachers_run if cfg.method != "none" or cfg.inherit else ""
+        found.setdefault(name, Job(name, teacher, student, variant, cfg, needs))
 
     for teacher, student in suite.pairs:
         for variant in variants:
             for seed in range(suite.first_seed, suite.first_seed + (seeds or suite.seeds.get(variant, suite.seeds[""]))):
                 base = {**suite.changes, "data": suite.data, "root": root, "seed": seed}
-                teachers = f"{teacher}-seed{seed}"
-                add(teachers, teacher, teacher, TEACHER, override(preset(teacher, suite.data), base))
+                add(teacher, teacher, TEACHER, override(preset(teacher, suite.data), base))
                 cfg = override(preset(student, suite.data), {**base, **suite.variants[variant]})
-                name = record_name(student, variant, seed)
-                add(name, teacher, student, variant, cfg, teachers if cfg.method != "none" or cfg.inherit else "")
-                measured, default = (records.get(record_name(student, v, 0), {}) for v in (variant, "rdd"))
+                add(teacher, student, variant, cfg)
+                measured = records.get(record_name(student, variant, 0), {})  # prices and shares are those of seed 0
+                default = records.get(record_name(student, "rdd", 0), {})
                 if suite.equal_share and (changes := equal_share(cfg, measured, default)):
-                    shared = f"{variant}, equal share"
-                    add(record_name(student, shared, seed), teacher, student, shared, override(cfg, changes), teachers)
-                price = measured.get("price")
-                if suite.equal_time and price:
-                    epochs = equal_epochs(cfg.epochs, price)
+                    add(teacher, student, f"{variant}, equal share", override(cfg, changes))
+                if suite.equal_time and measured.get("price"):
+                    epochs = equal_epochs(cfg.epochs, measured["price"])
                     longer = override(preset(student, suite.data), {**base, **suite.variants[ALONE], "epochs": epochs})
-                    variant_name = longer_variant(epochs)
-                    add(record_name(student, variant_name, seed), teacher, student, variant_name, longer)
+                    add(teacher, student, longer_variant(epochs), longer)
     return sorted(found.values(), key=lambda job: (job.cfg.seed, job.variant != TEACHER))
 
 
 def record_name(student: str, variant: str, seed: int) -> str:
     """The folder of a run and the name of its record."""
+    if variant == TEACHER:
+        return f"{student}-seed{seed}"
     return f"{student}-{variant}-seed{seed}".replace(", ", "-").replace(" epochs", "epochs").replace(" ", "-")
 
 
@@ -105,6 +105,7 @@ def claim(path: Path) -> Iterator[bool]:
 def run_suite(name: str, given: Any, root: str) -> None:
     """Do jobs until every one has its record. Several processes may do this at once, on one machine or a shared disk.
 
+    given: the options of `parser`, by name. One job a turn of the outer loop: its record may open others (equal time).
     Raises InputError at the end for runs that could not be finished, when all others are, and at once for a record that is
     another run's.
     """
@@ -135,8 +136,8 @@ def run_suite(name: str, given: Any, root: str) -> None:
                         print(f"{job.name}: {error}")
                         failed[job.name] = error
                     break
-        else:
-            time.sleep(2)  # others are at what is left
+        else:  # every open job has been claimed: others are at what is left
+            time.sleep(2)
     if failed:
         raise InputError("; ".join(f"{name}: {error}" for name, error in failed.items()))
 
@@ -311,8 +312,9 @@ def pictures(suite: Suite, runs: Path, results: Path, out: Path, timed: bool) ->
 def parser() -> ArgumentParser:
     p = ArgumentParser(prog="experiments.py", description=__doc__)
     p.add_argument("suite", choices=list(SUITES), help="which set of runs")
-    p.add_argument("--seeds", type=int, metavar="N", help="the first N seeds of every variant [the suite's]")
-    p.add_argument("--from-seed", type=int, default=0, metavar="K", help="leave out the seeds before K [none]")
+    p.add_argument("--seeds", type=int, metavar="N", help="how many seeds of a variant, from the suite's first on [the suite's]")
+    p.add_argument("--from-seed", type=int, default=0, metavar="K",
+                   help="leave out seeds below K; --seeds 4 --from-seed 3: seed 3 alone [none]")  # fmt: skip
     p.add_argument("--variants", nargs="+", metavar="V", help="some of the suite's variants [all]")
     p.add_argument("--students", nargs="+", metavar="PRESET", help="some of the suite's students [all]")
     p.add_argument("--jobs", type=int, default=1, metavar="N", help="processes side by side [1]")

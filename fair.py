@@ -1,8 +1,8 @@
-"""What makes comparing methods fair: equal time, equal share of the gradient.   (reads after: suites.py  next: experiments.py)
+"""What makes comparing methods fair: equal time, equal pull, intervals.   (reads after: suites.py  next: experiments.py)
 
 A method that makes a step longer is compared with a student alone that had as much time (`price_of`, `equal_epochs`); a
 reading of the paper that pulls harder than another is compared at the same pull as well (`shares`, `equal_share`).
-`remembered` makes many methods of one teacher cheaper without changing a result.
+`remembered` makes many methods of one teacher cheaper without changing a result. `statistic` says how sure a difference is.
 """
 
 import hashlib
@@ -14,11 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from config import Config
 from suites import ALONE
 
 if TYPE_CHECKING:
     from detector import Detector
+
+KITTI = {"moderate_map_3d": "mAP 3D", "moderate_map_bev": "mAP BEV"}
+METRICS = KITTI | {"map": "mAP", "nds": "NDS"}
 
 
 def price_of(cfg: Config, teacher: "Detector", turns: int = 5, steps: int = 6) -> tuple[float, float]:
@@ -122,3 +127,45 @@ def remembered(teacher: "Detector", folder: Path) -> Any:
 def digest(x: Any) -> str:
     """What a teacher is asked, as 32 hex digits: the points of a batch."""
     return hashlib.blake2b(x.points.cpu().numpy().tobytes(), digest_size=16, key=bytes([x.batch_size])).hexdigest()
+
+
+# ------------------------------------------------------------------ how sure one can be
+
+
+def scores(record: dict[str, Any]) -> dict[str, float]:
+    """The two headline numbers of a run's last epoch, percent: moderate mAP 3D and BEV, or nuScenes' mAP and NDS."""
+    return {name: record["scores"][-1][name] for name in METRICS if name in record["scores"][-1]}
+
+
+def paired_interval(ours: dict[int, list[float]], theirs: dict[int, list[float]], draws: int = 4000) -> tuple[float, float]:
+    """A 95 % interval of the mean over seeds of ours - theirs, {seed: (K,) values on the K bootstrap samples of the frames}.
+
+    A bootstrap over both: the seeds that both have are drawn with replacement, and one sample of the frames, which is the
+    same one for both (`evaluate.resampled`). With few seeds such intervals are too narrow: three seeds cannot tell 95 %.
+    """
+    seeds = sorted(set(ours) & set(theirs))
+    difference = np.array([ours[s] for s in seeds]) - np.array([theirs[s] for s in seeds])  # (seeds, K)
+    rng = np.random.default_rng(0)
+    chosen, frames = rng.integers(len(seeds), size=(draws, len(seeds))), rng.integers(difference.shape[1], size=draws)
+    low, high = np.quantile(difference[chosen, frames[:, None]].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def statistic(runs: dict[int, dict], alone: dict[int, dict], metric: str) -> dict[str, Any]:
+    """Mean and spread of a row, and its difference to the student alone; an interval from two common seeds on."""
+    values = {seed: scores(run)[metric] for seed, run in sorted(runs.items())}
+    row = {
+        "mean": statistics.fmean(values.values()) if values else None,
+        "n": len(values),
+        "values": values,
+        "std": statistics.stdev(values.values()) if len(values) > 1 else None,
+        "delta": None,
+        "low": None,
+        "high": None,
+    }
+    common = sorted(set(runs) & set(alone))
+    if common and runs is not alone:
+        row["delta"] = statistics.fmean(values[s] - scores(alone[s])[metric] for s in common)
+        if len(common) > 1:  # one would count the chance of the scenes, and leave out that of the seed, which is larger
+            row["low"], row["high"] = paired_interval(*({s: of[s]["resampled"][metric] for s in common} for of in (runs, alone)))
+    return row

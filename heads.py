@@ -121,9 +121,9 @@ class CenterHead(nn.Module):
         keep = (kind >= 0) & (x >= 0) & (y >= 0) & (x < width) & (y < height)
         scan, box, kind, x, y = scan[keep], box[keep], kind[keep], x[keep], y[keep]
         j, i = x.long(), y.long()  # floor: both are >= 0
-        code = torch.stack([x - j, y - i, box[:, 2], *box[:, 3:6].log().unbind(1),
-                            box[:, 6].cos(), box[:, 6].sin(), *box[:, 7 : sum(self.code.values()) - 1].unbind(1)],
-                           dim=1)  # fmt: skip
+        velocity = box[:, 7:9] if self.cfg.velocity else box[:, 7:7]
+        code = torch.stack([x - j, y - i, box[:, 2], *box[:, 3:6].log().unbind(1), box[:, 6].cos(), box[:, 6].sin(),
+                            *velocity.unbind(1)], dim=1)  # fmt: skip
         radius = self.geometry.radius(box)
         heatmap = draw_gaussians(scan * shape[1] + kind, i, j, radius, (batch * shape[1], height, width))
         return {"heatmap": heatmap.view(shape), "cell": torch.stack([scan, i, j], dim=1), "code": code}
@@ -153,8 +153,9 @@ class CenterHead(nn.Module):
                 box, score, label, _ = self._best(t, {k: v[b] for k, v in task.items()}, MAX_CANDIDATES, peaks=False)
                 keep = score > self.cfg.score_threshold
                 box, score, label = box[keep], score[keep], label[keep]
-                rule = (box_ops.circle_nms, self.cfg.circle_nms[t]) if self.cfg.circle_nms else (box_ops.nms, self.cfg.nms_iou)
-                keep = rule[0](box[:, :7], score, rule[1], self.cfg.max_detections)
+                circle = self.cfg.circle_nms
+                nms, limit = (box_ops.circle_nms, circle[t]) if circle else (box_ops.nms, self.cfg.nms_iou)
+                keep = nms(box[:, :7], score, limit, self.cfg.max_detections)
                 per_task.append((box[keep], score[keep], label[keep]))
             box, score, label = (torch.cat(part) for part in zip(*per_task, strict=True))
             order = score.argsort(descending=True, stable=True)

@@ -144,7 +144,7 @@ def solve_selection(info: Tensor, scan: Tensor, rule: str, lam: float, fraction:
     relative   the same with lambda in units of the mean d of the pair's scan
     top        the same with, in each scan, the lambda that keeps this fraction of its pairs, the most disparate
     least, random   no reading of the paper but what `top` is compared with: the same fraction, least disparate or any
-    soft       one projected gradient step of size 1/lambda from m = 1: m_i = clip(d_i / lambda)
+    soft       one projected gradient step of size 1/lambda from m = 1: clip(1 - (I_i + lambda) / lambda) = clip(d_i / lambda)
     gaussian   info from the Gaussian estimator, measured from the best-agreeing pair of the scan
     all        m = 1
     Where lambda counts, lambda = 0 keeps every pair and a larger lambda fewer, as the paper states.
@@ -164,7 +164,7 @@ def solve_selection(info: Tensor, scan: Tensor, rule: str, lam: float, fraction:
         elif rule == "gaussian":
             m[mine] = (info[mine] - info[mine].max() + lam <= 0).to(info.dtype)
         else:
-            # Any: by the digits of I that say nothing, so that a run which is continued draws what it would have drawn.
+            # random: by the digits of I after the third decimal, so that a run which is continued draws what it would have drawn
             order = {"top": info[mine], "least": -info[mine], "random": (1e3 * info[mine]).frac()}[rule]
             keep = max(1, round(fraction * len(mine)))
             m[mine[order.topk(keep, largest=False).indices]] = 1
@@ -186,7 +186,7 @@ def logit_loss(p_cls_s: Tensor, p_cls_t: Tensor, m: Tensor, reduce: str,
     """Eq. 9: L_logit = 1/(M+N) sum_i m_i* (||p_cls^S - p_cls^T||_1 + ||p_reg^S - p_reg^T||_1).
 
     p_cls: (R, K, S, S) class probabilities over the region; p_reg: (R, 7) box codes, None for centre heads as the paper
-    says. reduce: the 1-norm's "sum" over a region's values, or their "mean".
+    says. reduce: the 1-norm's "sum" over a region's values, or their "mean"; "peak", where S is 1, is a sum over classes.
     """
     # UNSPECIFIED: over what p_cls is taken: here the probabilities of the whole region (or at its peak); and whether the
     # norm is the printed sum or a mean, which changes alpha2 by K*S*S (147 for 3 classes, 490 for 10).
@@ -254,9 +254,9 @@ class RDD(nn.Module):
             m = solve_selection(info, regions[:, 0], cfg.select, cfg.lam, cfg.fraction)
 
         # UNSPECIFIED: which of a cell's anchors p_cls is of. Ours: of each class the surest, so that both heads have K maps.
-        size, per_class = 1 if cfg.p_cls == "peak" else cfg.roi_size, (-1, len(cfg.classes))
-        p_cls_s, p_cls_t = (roi_align(out.class_logits.sigmoid().unflatten(1, per_class).amax(dim=1), regions, out.geometry,
-                                      size) for out in (out_s, out_t))  # fmt: skip
+        size = 1 if cfg.p_cls == "peak" else cfg.roi_size
+        p_cls_s, p_cls_t = (roi_align(out.class_logits.sigmoid().unflatten(1, (-1, len(cfg.classes))).amax(dim=1), regions,
+                                      out.geometry, size) for out in (out_s, out_t))  # fmt: skip
         p_reg_s, p_reg_t = box_codes(out_s, out_t, regions, side)
         terms = {"feat": cfg.alpha1 * feature_loss(d if cfg.distance == "norm" else d.square() / cfg.roi_size**2, m),
                  "logit": cfg.alpha2 * logit_loss(p_cls_s, p_cls_t, m, cfg.p_cls, p_reg_s, p_reg_t)}  # fmt: skip

@@ -42,8 +42,10 @@ def commit() -> str:
 
 
 def machine() -> str:
+    """Cores, their kind (runs are equal to the last bit on one kind of CPU only), GPU, torch."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{os.cpu_count()} cores, {platform.machine()}, {gpu}, torch {torch.__version__.split('+')[0]}"
+    kind = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return f"{os.cpu_count()} cores, {kind}, {gpu}, torch {torch.__version__.split('+')[0]}"
 
 
 def check_same_run(folder: Path, cfg: Config) -> dict[str, Any] | None:

@@ -59,7 +59,7 @@ class SparseTensor:
     coords: Tensor  # (V, 4) integer [batch, z, y, x], sorted, no site twice (as `voxelize` returns them)
     shape: Triple  # (D, H, W)
     batch_size: int
-    rules: dict = field(default_factory=dict)  # rule books of these sites; pass another's to share
+    rules: dict = field(default_factory=dict)  # see `RuleBook.rules`; pass another tensor's to share its rule books
 
     def __post_init__(self) -> None:
         coords, shape = self.rules.setdefault("sites", (self.coords, self.shape))
@@ -163,7 +163,8 @@ class RuleBook:
     into_src: tuple[Tensor, Tensor]  # the pairs listed by input row (see `group`), for the gradient
     into_dst: tuple[Tensor, Tensor]  # the pairs listed by output row
     centre: int | None = None  # submanifold: the tap of the site itself; it has no pairs and needs no gather
-    rules: dict = field(default_factory=dict)  # strided: `SparseTensor.rules` of the output
+    # strided: `SparseTensor.rules` of the output, {"sites": ..., (kind, kernel, ...): RuleBook}; so a tree, a level a generation
+    rules: dict = field(default_factory=dict)
 
 
 def submanifold_rules(coords: Tensor, shape: Triple, kernel: Triple) -> RuleBook:
@@ -199,7 +200,7 @@ def submanifold_rules(coords: Tensor, shape: Triple, kernel: Triple) -> RuleBook
                 sites.append(site)
                 neighbours.append(place.index_select(0, site))
             place = place + found
-    # Those are the pairs of the taps after the centre; turned round, they are those of the taps before it.
+    # Those are the pairs of the taps after the centre; turned round, of those before it: k and k + half mirror each other.
     near, far = (torch.cat([key.new_zeros(0), *rows]).int() for rows in (neighbours, sites))
     half = len(near)
     order, begin = group(torch.cat([far, near]), len(key))

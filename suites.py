@@ -1,7 +1,8 @@
 """Suites: which runs make which table.   (reads after: evaluate.py  next: fair.py)
 
-A suite is data: pairs of teacher and student, the variants of the student, how many seeds. Two suites over the same pair share
-their runs where they name the same folder.
+A suite is data: pairs of teacher and student, the variants of the student, how many seeds. A run is one of them, with one seed;
+its record, results/FOLDER/NAME.json, is what experiments.py writes when it is done. Two suites over the same pair share their
+runs where they name the same folder. The headline: the pair CP-Voxel -> XXS of the suite sim-nuscenes.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ class Suite:
     data: str
     pairs: tuple[tuple[str, str], ...]  # presets: (teacher, student)
     variants: dict[str, dict[str, Any]]  # name -> what it changes in the student's config; ALONE: no teacher
-    seeds: dict[str, int]  # variant -> how many seeds, 0 .. n - 1; "" = every other one
+    seeds: dict[str, int]  # variant -> how many seeds, from first_seed on; "" = every other variant
     changes: dict[str, Any]  # in the config of teacher and student
     equal_time: bool = True  # also the student alone for the time of each variant
     equal_share: bool = False  # also each variant of RDD with alphas that give it the default's share of the gradient
@@ -54,11 +55,14 @@ LONGEST = {"epochs": 12, "eval_every": 3}
 # The same small budget for every method: three strengths of its own loss, short runs, on scenes of no table and a seed that no
 # other suite has looked at. The published one (RDD: the default) among them, the others upwards where it pulls with less than a
 # tenth of the detection loss's gradient (LOG.md).
-STRENGTHS = {name: (1.0, 10.0, 100.0) if name in ("hint", "mimic", "gid-l") else (0.1, 1.0, 10.0) for name in METHODS}
+WEAK = ("hint", "mimic", "gid-l", "point-distiller")
+STRENGTHS = {name: (1.0, 10.0, 100.0) if name in WEAK else (0.1, 1.0, 10.0) for name in METHODS}
+BEYOND = {"hint": (1000.0,), "fg": (100.0,), "rdd": (100.0,)}  # where the strongest won, ten times as much, until it does not
 SCORES = (0.45, 0.6, 0.75)  # what LAD has instead: how sure the teacher must be
 TUNING = {f"{name} x{x:g}": {"method": name, "kd_weight": x} for name in METHODS if name != "lad" for x in STRENGTHS[name]}
+TUNING |= {f"{name} x{x:g}": {"method": name, "kd_weight": x} for name in BEYOND for x in BEYOND[name]}
 TUNING |= {f"lad above {x:g}": {"method": "lad", "label_score": (x,)} for x in SCORES}
-# What won the suite `tuning` by its mAP, of the methods all three of whose strengths have run, where it is not the published one:
+# What won the suite `tuning` by its mAP, of the methods whose three strengths have run, where it is not the published one:
 # a second row of the method in the headline's table
 TUNED = {name: TUNING[name] for name in ("hint x100", "fg x10", "rdd x10")}
 

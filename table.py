@@ -3,6 +3,7 @@
     python table.py                    rewrite the tables of README.md and docs/*.md from results/
     python table.py --check            fail when one is out of step with results/ or with the code's tags
     python table.py --json OUT         the rows of all suites for machines
+    python table.py --compare sim-nuscenes cp-voxel-xxs-cpu fg rdd      how far one row is ahead of another, with its interval
 
 A table stands between `<!-- table NAME -->` and `<!-- end -->`. NAME a suite of experiments.py: the runs of results/NAME, with
 `-short` behind it the rows that somebody ran and what matters most, with `-classes` the AP of each class;
@@ -17,18 +18,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks import Row, amount
-from cli import ArgumentParser, InputError, run_cli
+from cli import ArgumentParser, InputError, did_you_mean, run_cli
 from evaluate import write_json
 from experiments import read_records
-from fair import equal_epochs, longer_variant
-from suites import ALONE, SCENES, SUITES, TEACHER
+from fair import KITTI, METRICS, equal_epochs, longer_variant, scores, statistic
+from suites import ALONE, METHODS, SUITES, TEACHER
 
 ROOT = Path(__file__).parent
-KITTI = {"moderate_map_3d": "mAP 3D", "moderate_map_bev": "mAP BEV"}
-METRICS = KITTI | {"map": "mAP", "nds": "NDS"}
 DASH = "—"
 NEEDED = ("teacher", "student", "variant", "seed", "epochs", "steps", "parameters", "macs", "scores", "last", "resampled")
 LABELS = {"hinton": "Hinton KD", "hint": "Hint", "mimic": "Mimic", "fg": "FG", "gid-f": "GID-F", "gid-l": "GID-L", "lad": "LAD",
@@ -55,10 +52,6 @@ for _variants, _table in (
         PAPER |= {(_student, variant): value for variant, value in zip(_variants.split(), _values.split(), strict=True)}
 
 
-def scores(record: dict[str, Any]) -> dict[str, float]:
-    """The two headline numbers of a run's last epoch, percent: moderate mAP 3D and BEV, or nuScenes' mAP and NDS."""
-    return {name: record["scores"][-1][name] for name in METRICS if name in record["scores"][-1]}
-
 
 def classes(record: dict[str, Any]) -> dict[str, float]:
     """AP of each class, percent: KITTI's moderate AP_R40 in 3D (no result counts as 0), nuScenes' mean over distances."""
@@ -68,19 +61,6 @@ def classes(record: dict[str, Any]) -> dict[str, float]:
     levels = {name: table["AP_R40"]["3d"] for name, table in last["strict"].items()}
     return {f"{name} 3D": level["moderate"] if level else 0.0 for name, level in levels.items()}
 
-
-def paired_interval(ours: dict[int, list[float]], theirs: dict[int, list[float]], draws: int = 4000) -> tuple[float, float]:
-    """A 95 % interval of the mean over seeds of ours - theirs, {seed: (K,) values on the K bootstrap samples of the frames}.
-
-    A bootstrap over both: the seeds that both have are drawn with replacement, and one sample of the frames, which is the
-    same one for both (`evaluate.resampled`). With few seeds such intervals are too narrow: three seeds cannot tell 95 %.
-    """
-    seeds = sorted(set(ours) & set(theirs))
-    difference = np.array([ours[s] for s in seeds]) - np.array([theirs[s] for s in seeds])  # (seeds, K)
-    rng = np.random.default_rng(0)
-    chosen, frames = rng.integers(len(seeds), size=(draws, len(seeds))), rng.integers(difference.shape[1], size=draws)
-    low, high = np.quantile(difference[chosen, frames[:, None]].mean(axis=1), [0.025, 0.975])
-    return float(low), float(high)
 
 
 def rows_of(name: str, folder: Path) -> list[dict[str, Any]]:
@@ -132,24 +112,6 @@ def checked_records(folder: Path, metrics: list[str]) -> dict[str, dict[str, Any
     return every
 
 
-def statistic(runs: dict[int, dict], alone: dict[int, dict], metric: str) -> dict[str, Any]:
-    """Mean and spread of a row, and its difference to the student alone."""
-    values = {seed: scores(run)[metric] for seed, run in sorted(runs.items())}
-    row = {
-        "mean": statistics.fmean(values.values()) if values else None,
-        "n": len(values),
-        "values": values,
-        "std": statistics.stdev(values.values()) if len(values) > 1 else None,
-        "delta": None,
-        "low": None,
-        "high": None,
-    }
-    common = sorted(set(runs) & set(alone))
-    if common and runs is not alone:
-        row["delta"] = statistics.fmean(values[s] - scores(alone[s])[metric] for s in common)
-        row["low"], row["high"] = paired_interval(*({s: of[s]["resampled"][metric] for s in common} for of in (runs, alone)))
-    return row
-
 
 def _ratio(runs: dict[int, dict], teachers: dict[int, dict]) -> float | None:
     both = sorted(set(runs) & set(teachers))
@@ -160,7 +122,7 @@ def suite_table(name: str, folder: Path, short: bool = False) -> str:
     """A suite as a Markdown table: mean and standard deviation over seeds, every seed's first metric, and each class's mean.
 
     Of more than five classes `class_table` shows the means; else a row would not fit on a page. short: the first metric of
-    the rows that somebody ran, without sizes, shares and classes.
+    the rows that somebody ran, without sizes, shares and classes, and without prices where nobody measured one.
     """
     rows = rows_of(name, folder)
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
@@ -169,11 +131,14 @@ def suite_table(name: str, folder: Path, short: bool = False) -> str:
         rows = [row for row in rows if row["n"] and row["metric"] in metrics]
     ran = [run for row in rows for run in row["runs"].values()]
     kinds = list(classes(ran[0])) if ran and len(classes(ran[0])) <= 5 and not short else []
-    others = name == "demo" or "seed" in SCENES.get(SUITES[name].scenes, {})  # scenes and schedules of no table of the paper
+    others = name == "demo" or SUITES[name].first_seed  # scenes and schedules of no table of the paper
     paper = any((row["student"].removesuffix("-cpu"), row["method"]) in PAPER for row in rows) and not others
     shared = any(run.get("shares") for run in ran) and not short
-    costs = ["GMACs of teacher", "price"] if short else ["params", "GMACs", "of teacher", "steps", "price"]
-    head = ["model", *costs, *["share of the gradient"] * shared, *kinds]
+    costs = ["params", "GMACs", "of teacher", "steps", "price"]
+    if short:
+        costs = ["of teacher", *["price"] * any(run.get("price") for run in ran)]
+    head = ["model", *("MACs of teacher" if short and cost == "of teacher" else cost for cost in costs)]
+    head += [*["share of the gradient"] * shared, *kinds]
     for metric in metrics:
         head += [METRICS[metric], "vs. alone [95 %]"]
     head += ["seeds", *[f"{METRICS[metric]} of each" for metric in metrics[:1]]] + ["paper"] * paper
@@ -187,11 +152,10 @@ def suite_table(name: str, folder: Path, short: bool = False) -> str:
             if first["method"] == TEACHER and not short:
                 lines.append([f"`{student}`", *[DASH] * (len(head) - 1)])
             continue
-        cost = _cost(first)[2::2] if short else _cost(first)
-        lines.append([label_of(first), *cost, *[_shares(first)] * shared, *_mean_classes(first, kinds)])
+        lines.append([label_of(first), *(_cost(first).get(name, DASH) for name in costs)])
+        lines[-1] += [*[_shares(first)] * shared, *_mean_classes(first, kinds)]
         for row in mine:
-            delta = "" if row["delta"] is None else f"{row['delta']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]"
-            lines[-1] += [_plus_minus(row), delta]
+            lines[-1] += [_plus_minus(row), _ahead(row)]
         lines[-1] += [str(first["n"]) if first["n"] else DASH, ", ".join(f"{v:.1f}" for v in first["values"].values()) or DASH]
         method = "rdd" if first["method"].startswith("rdd-p") else first["method"]  # the paper's figure beside each reading of it
         lines[-1] += [PAPER.get((first["student"].removesuffix("-cpu"), method), DASH)] * paper
@@ -222,17 +186,19 @@ def label_of(row: dict[str, Any]) -> str:
         return f"`{row['student']}` alone{variant.removeprefix(ALONE)}{equals}"
     name, *change = variant.split(", ")
     method, _, rest = name.partition(" ")
-    known = LABELS.get(name) or (f"{LABELS[method]} {rest}" if method in LABELS else f"RDD: {name}")  # "fg x10", "roi 3"
+    known = f"{LABELS.get(method, method)} {rest}" if method in METHODS and rest else f"RDD: {name}"  # "fg x10", "roi 3"
+    known = LABELS.get(name) or (name if name in METHODS else known)
     return f"`{row['student']}` + {', '.join([known, *change])}"
 
 
-def _cost(row: dict[str, Any]) -> list[str]:
+def _cost(row: dict[str, Any]) -> dict[str, str]:
     runs = list(row["runs"].values())
     if not runs:
-        return [DASH] * 5
+        return {}
     steps, ratio = sorted({r["steps"] for r in runs}), row["macs_ratio"]
-    return [f"{runs[0]['parameters'] / 1e3:.0f} k", f"{runs[0]['macs'] / 1e9:.2f}", DASH if ratio is None else f"{ratio:.2f}",
-            str(steps[0]) if len(steps) == 1 else f"{steps[0]}–{steps[-1]}", _price(row)]  # fmt: skip
+    return {"params": f"{runs[0]['parameters'] / 1e3:.0f} k", "GMACs": f"{runs[0]['macs'] / 1e9:.2f}",
+            "of teacher": DASH if ratio is None else f"{ratio:.2f}",
+            "steps": str(steps[0]) if len(steps) == 1 else f"{steps[0]}–{steps[-1]}", "price": _price(row)}  # fmt: skip
 
 
 def _price(row: dict[str, Any]) -> str:
@@ -261,6 +227,29 @@ def _plus_minus(row: dict[str, Any]) -> str:
     if row["mean"] is None:
         return DASH
     return f"{row['mean']:.1f}" + (f" ± {row['std']:.1f}" if row["std"] is not None else "")
+
+
+def _ahead(row: dict[str, Any]) -> str:
+    if row["delta"] is None:
+        return ""
+    return f"{row['delta']:+.1f}" + (f" [{row['low']:+.1f}, {row['high']:+.1f}]" if row["low"] is not None else "")
+
+
+def compare(suite: str, student: str, first: str, second: str) -> str:
+    """How far one variant of a student is ahead of another on the seeds that both have: a line for each metric.
+
+    Variants are named as in the records ("none, 7 epochs"). Raises InputError for a row that nobody ran.
+    """
+    if suite not in SUITES:
+        raise InputError(f"--compare: unknown suite {suite!r}{did_you_mean(suite, SUITES)}")
+    rows = [row for row in rows_of(suite, ROOT / "results" / (SUITES[suite].folder or suite)) if row["n"]]
+    of = {row["method"]: row["runs"] for row in rows if row["student"] == student}
+    for variant in (first, second):
+        if variant not in of:
+            raise InputError(f"--compare: {suite} has no run {variant!r} of {student!r}{did_you_mean(variant, of)}")
+    seeds = ", ".join(str(seed) for seed in of[first] if seed in of[second]) or DASH
+    ahead = {metric: _ahead(statistic(of[first], of[second], metric)) for metric in dict.fromkeys(row["metric"] for row in rows)}
+    return "\n".join(f"{METRICS[metric]}: {first} - {second} = {text or DASH}, seeds {seeds}" for metric, text in ahead.items())
 
 
 def tagged() -> list[tuple[str, str, str]]:
@@ -368,7 +357,12 @@ def main() -> None:
     parser = ArgumentParser(prog="table.py", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 2 when a table is out of date")
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the rows of all suites here")
+    parser.add_argument("--compare", nargs=4, metavar=("SUITE", "STUDENT", "VARIANT", "VARIANT"),
+                        help="print how far one row of a suite is ahead of another; change nothing")  # fmt: skip
     args = parser.parse_args()
+    if args.compare:
+        print(compare(*args.compare))
+        return
     if args.json:
         rows = [row for name in SUITES for row in rows_of(name, ROOT / "results" / (SUITES[name].folder or name))]
         write_json(args.json, [{k: v for k, v in row.items() if k != "runs"} for row in rows])

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
+    from data.batch import Batch
     from data.kitti import Kitti
     from detector import Detector
 
@@ -45,11 +46,10 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
     `stop_after` leaves the run unfinished at that step (it can be continued). Returns the detector in eval mode.
     Raises InputError when a loss is not finite, naming the term and the frames.
     """
-    import torch
+    import torch  # here, as every slow import, so that --help answers at once
     from tqdm import tqdm
 
     import parallel
-    from baselines import labels_for
     from data.batch import TrainingFrames, open_data, report_dropped, steps_per_epoch, training_batches
     from detector import build
     from rdd import gradient_norms, summary, total_loss
@@ -61,7 +61,6 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
     frames, validation = open_data(cfg, "train"), open_data(cfg, "val")
     student = build(cfg).to(device)
     distil = start_distilling(cfg, student, teacher, device)
-    shared_input = distil is not None and teacher.shares_input(student)
     parameters = list(student.parameters()) + (list(distil.parameters()) if distil else [])  # psi is trained along
     optimizer = torch.optim.AdamW(parameters, lr=cfg.lr, weight_decay=cfg.weight_decay, betas=(0.95, 0.99))
     amp = parallel.autocast_dtype(cfg.amp, device)
@@ -83,17 +82,8 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
         for group in optimizer.param_groups:
             group["lr"], group["betas"] = lr, (beta1, 0.99)
 
-        batch, seen, distillation = batch.to(device), {}, {}
         with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
-            x = student.prepare(batch)
-            if distil is not None:
-                with torch.no_grad():
-                    out_t = teacher(x if shared_input else teacher.prepare(batch))
-            out_s = student(x)
-            detection = student.loss(out_s, batch if distil is None else labels_for(batch, out_t, cfg))
-            if distil is not None:
-                distillation, seen = distil(out_s, out_t, batch)
-                distillation = {name: cfg.kd_weight * term for name, term in distillation.items()}
+            detection, distillation, seen, neck = losses(student, batch.to(device), teacher, distil)
             loss = total_loss(detection, distillation)
         check_finite({**detection, **distillation}, batch.ids, step)
 
@@ -101,7 +91,7 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
         pulls = {}
         if distil is not None and step % max(1, last_step // 10) == 0:
             terms = {"detection": total_loss(detection, {}), **distillation}
-            pulls = {f"pull_{k}": v for k, v in gradient_norms(terms, out_s.neck, scaler.get_scale()).items()}
+            pulls = {f"pull_{k}": v for k, v in gradient_norms(terms, neck, scaler.get_scale()).items()}
 
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
@@ -126,6 +116,25 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
             run.save(step)
             began = time.perf_counter()
     return student.eval()
+
+
+def losses(student: "Detector", batch: "Batch", teacher: "Detector | None", distil: "Module | None") -> tuple[Any, ...]:
+    """What is lowered on one batch: {term: weighted scalar} of the detection loss and of the distillation (empty without a
+    method), what the method saw of it ({name: number worth logging}), and the student's neck, to measure gradients on."""
+    import torch
+
+    from baselines import labels_for
+
+    x = student.prepare(batch)
+    if distil is None:
+        out_s = student(x)
+        return student.loss(out_s, batch), {}, {}, out_s.neck
+    with torch.no_grad():  # voxels and rule books are shared where both cut space alike
+        out_t = teacher(x if teacher.shares_input(student) else teacher.prepare(batch))
+    out_s = student(x)
+    detection = student.loss(out_s, labels_for(batch, out_t, student.cfg))  # label KD: the teacher's sure boxes too
+    terms, seen = distil(out_s, out_t, batch)
+    return detection, {name: student.cfg.kd_weight * term for name, term in terms.items()}, seen, out_s.neck
 
 
 def start_distilling(cfg: Config, student: "Detector", teacher: "Detector | None", device: Any) -> "Module | None":
@@ -226,7 +235,7 @@ def check_pair(teacher: Config, student: Config) -> None:
     if student.label_kd and student.method == "none":
         raise InputError("--label-kd with --method none: label KD alone is --method lad")
     names, reason = ("head", "classes", "task_classes", "point_features"), ""
-    if student.head == "anchor" and student.method in ("hinton", "gid-f", "gid-l", "pp-logit"):
+    if student.head == "anchor" and student.method in ("hinton", "gid-f", "gid-l", "pp-logit", "rdd"):
         names += ("anchors", "point_range", "voxel_size", "bev_strides", "up_strides")
         reason = f"; --method {student.method} compares anchor with anchor"
     for name in names:

@@ -100,7 +100,8 @@ def cell_keys(points: Tensor, grid: Grid, batch_size: int) -> tuple[Tensor, Tens
     if len(points) and not (0 <= scan.min() and scan.max() < batch_size):  # written so that NaN fails too
         raise ValueError(f"scan numbers (column 0) must be 0 to {batch_size - 1}, found {scan.min():g} to {scan.max():g}")
     low, size = (points.new_tensor(metres, dtype=torch.float32) for metres in (grid.point_range[:3], grid.voxel_size))
-    inside, cells = (points[:, 3 if grid.any_height else 4 :] * 0).sum(1) == 0, []  # 0 times NaN or infinity is NaN
+    # Features that are finite: 0 times NaN or infinity is NaN. And z (column 3), where the clamp below would bring it inside.
+    inside, cells = (points[:, 3 if grid.any_height else 4 :] * 0).sum(1) == 0, []
     for axis, length in enumerate(grid.shape[::-1]):
         cell = ((points[:, 1 + axis].float() - low[axis]) / size[axis]).floor()  # float32, as the reference
         if axis == 2 and grid.any_height:

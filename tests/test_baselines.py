@@ -201,7 +201,7 @@ def test_between_grids_an_instance_is_what_each_says_in_the_same_place():
     assert torch.equal(boxes[1][0], every[1, 13 * width + 4]) and int(labels[1][0]) == 2 and logits[1, 13 * width + 4, 2] == 9
 
 
-@pytest.mark.parametrize("name", ["hinton", "gid-f", "gid-l", "pp-logit"])
+@pytest.mark.parametrize("name", ["hinton", "gid-f", "gid-l", "pp-logit", "rdd"])
 def test_anchors_are_not_compared_with_other_anchors(name):
     teacher, student = tiny_config(head="anchor"), tiny_config(head="anchor", voxel_size=(0.4, 0.4, 0.2), method=name)
     with pytest.raises(InputError, match=f"differ in voxel_size: .*--method {name} compares anchor with anchor"):
@@ -475,12 +475,12 @@ def test_point_distiller_compares_each_strong_cell_s_nearest_in_the_teacher():
             for m in nearest:
                 sides = []
                 for f, mix, norm in ((f_s, distil.mix_s, distil.norm_s), (f_t, distil.mix_t, distil.norm_t)):
-                    weight = torch.cat([mix.weight[:32], mix.weight[32:]], dim=1)  # of (neighbour, centre) as one convolution
+                    weight = torch.cat([mix.weight[:64], mix.weight[64:]], dim=1)  # of (neighbour, centre) as one convolution
                     mixed = weight @ torch.cat([f[m], f[n]])
                     mixed = (mixed - norm.running_mean) / (norm.running_var + norm.eps).sqrt() * norm.weight + norm.bias
                     sides.append(mixed.clamp(min=0))
                 total += float((sides[0] - sides[1]).square().mean())
-    assert float(distil(out_s, out_t, batch)[0]["point"]) == pytest.approx(12 * total / 2 / 5 / 3, rel=1e-4)
+    assert float(distil(out_s, out_t, batch)[0]["point"]) == pytest.approx(2 * total / 2 / 5 / 3, rel=1e-4)
 
 
 # ---------------------------------------------------------------- labels

@@ -6,11 +6,14 @@ from argparse import Namespace
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
+import pytest
+
 import evaluate
 import experiments
 from evaluate import resampled
 from experiments import jobs, read_records, run_suite
-from fair import equal_epochs, equal_share, price_of, shares
+from fair import equal_epochs, equal_share, paired_interval, price_of, shares
 from presets import preset
 from tests.scenes import tiny_config
 from tests.test_experiments import VARIANTS, given, suite  # noqa: F401 (a fixture)
@@ -107,3 +110,31 @@ def test_equal_share_is_of_what_was_measured_and_leaves_a_term_without_gradient(
         assert equal_share(cfg, nothing, default) == {}
     assert equal_share(cfg, default | {"variant": "x"}, {}) == {}
     assert equal_share(cfg, default | {"variant": "x"}, {"variant": "rdd"}) == {}, "a record that is older than shares"
+
+
+def test_interval_of_a_constant_difference_is_that_difference():
+    frames = np.random.default_rng(1).normal(50, 10, 200)  # how hard a sample of the frames is meets both alike
+    ours, theirs = ({s: (frames + s + gain).tolist() for s in range(3)} for gain in (2.5, 0.0))
+    assert paired_interval(ours, theirs) == pytest.approx((2.5, 2.5))
+
+
+def test_interval_has_the_known_width_of_a_normal_mean():
+    """Differences N(0, 1) over many seeds, no spread over frames: 95 % of the means of n lie within 1.96 / sqrt(n)."""
+    differences = np.random.default_rng(2).normal(size=400)
+    ours = {s: [float(d)] * 5 for s, d in enumerate(differences)}
+    low, high = paired_interval(ours, {s: [0.0] * 5 for s in ours})
+    assert (high - low) / 2 == pytest.approx(1.96 * differences.std() / 20, rel=0.06)
+    assert low < differences.mean() < high
+
+
+def test_interval_over_frames_alone():
+    """One seed, differences spread evenly over the frame samples: the interval is their 2.5 and 97.5 % quantile."""
+    ours = {0: np.linspace(0, 100, 201).tolist()}
+    assert paired_interval(ours, {0: [0.0] * 201}) == pytest.approx((2.5, 97.5), abs=1.5)
+
+
+def test_interval_does_not_average_away_frames_that_are_hard_on_every_seed():
+    """The same frames are drawn for all seeds: what varies with them is as wide for three seeds as for one."""
+    frames = np.linspace(0, 100, 201)
+    ours = {s: frames.tolist() for s in range(3)}
+    assert paired_interval(ours, {s: [0.0] * 201 for s in ours}) == pytest.approx((2.5, 97.5), abs=1.5)
