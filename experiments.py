@@ -190,6 +190,7 @@ def run_once(suite: str, job: Job, runs: Path, results: Path, keep_outputs: bool
     found = detect(detector, validation, device)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     evaluations = [line for line in lines if line["kind"] == "eval"]
+    clipped = [line["grad_norm"] > job.cfg.clip for line in lines if line["kind"] == "train"]
     key = "nds" if "nds" in evaluations[-1] else "moderate_map_3d"
     sample = collate([validation[i] for i in range(min(8, len(validation)))], job.cfg).to(device)
     began = dict(line.split(" ", 1) for line in (folder / "environment.txt").read_text().splitlines())
@@ -197,6 +198,7 @@ def run_once(suite: str, job: Job, runs: Path, results: Path, keep_outputs: bool
         "suite": suite, "teacher": job.teacher, "student": job.student, "variant": job.variant, "seed": job.cfg.seed,
         "method": job.cfg.method, "epochs": job.cfg.epochs, "steps": evaluations[-1]["step"],
         "seconds": evaluations[-1]["seconds"], "price": price, "price_kept": kept, "shares": shares(lines),
+        "clipped": sum(clipped) / len(clipped),  # at how many of the logged steps the gradient was longer than `clip`
         "parameters": count_parameters(detector), "macs": count_macs(detector, sample),
         "scores": [{k: v for k, v in e.items() if k not in ("kind", "result")} for e in evaluations],
         "last": evaluations[-1]["result"], "best": max(evaluations, key=lambda e: e[key])["result"],

@@ -3,7 +3,7 @@
 Official layouts -> `Frame`, in one convention: LiDAR frame, x forward, y left, z up, metres (nuScenes mounts its sensor
 a quarter turn to the right, so there y is forward); a box is
 (x, y, z of the CENTRE, length, width, height, yaw), yaw counter-clockwise from +x, radians.
-Your own data: write one class with `ids`, `__len__` and `__getitem__` -> Frame.
+Your own data: KITTI's layout, or a class with `ids`, `__len__` and `__getitem__` -> Frame (what else it needs: README.md).
 """
 
 from dataclasses import dataclass

@@ -169,6 +169,7 @@ def test_a_suite_runs_to_its_end_once_and_goes_on_after_a_kill(suite, root, tmp_
     record = records["small-rdd-seed0"]
     assert record["method"] == "rdd" and record["steps"] == 4 and len(record["scores"]) == 2
     assert record["shares"].keys() == {"feat", "logit"} and not records["small-none-seed0"]["shares"]
+    assert 0 <= record["clipped"] <= 1
     assert record["config"]["seed"] == 0 and len(record["resampled"]["moderate_map_3d"]) == 5
     run_suite("trial", given(tmp_path, runs=tmp_path / "elsewhere"), str(root))
     assert not (tmp_path / "elsewhere").exists(), "what has a record is not trained again, though its checkpoints are gone"
