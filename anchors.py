@@ -143,7 +143,7 @@ class AnchorHead(nn.Module):
             keep = (score >= self.cfg.score_threshold).nonzero()[:, 0]
             keep = keep[score[keep].argsort(descending=True, stable=True)[:BEFORE_NMS]]
             keep = keep[box_ops.nms(box[keep], score[keep], self.cfg.nms_iou, self.cfg.max_detections)]
-            yaw = box_ops.wrap_angle(box[keep, 6:])  # DIFFERS: the reference leaves it in FRONT .. FRONT + 2 pi
+            yaw = box_ops.wrap_angle(box[keep, 6:])  # DIFFERS: OpenPCDet leaves yaw in FRONT .. FRONT + 2 pi
             detections.append(Detections(torch.cat([box[keep, :6], yaw], dim=1), score[keep], label[keep]))
         return detections
 
@@ -228,7 +228,7 @@ def decode_boxes(codes: Tensor, anchors: Tensor, front: Tensor) -> Tensor:
     direction bin says the rest.
     """
     diagonal = torch.hypot(anchors[..., 3], anchors[..., 4])[..., None]
-    # DIFFERS: the reference does not clamp. It changes nothing after training, and before keeps the boxes finite.
+    # DIFFERS: OpenPCDet does not clamp. It changes nothing after training, and before keeps the boxes finite.
     size = codes[..., 3:6].clamp(-5, 5).exp() * anchors[..., 3:6]
     yaw = (codes[..., 6] + anchors[..., 6] - FRONT) % math.pi + FRONT + math.pi * front
     shift = torch.cat([codes[..., :2] * diagonal, codes[..., 2:3] * anchors[..., 5:6]], dim=-1)

@@ -139,7 +139,7 @@ class Mimic(nn.Module):
         self.adapter = nn.Conv2d(channels_s, channels_t, 1)
 
     def forward(self, out_s: Output, out_t: Output, batch: Batch) -> Terms:  # noqa: ARG002
-        # DIFFERS: their proposals are a two-stage detector's; ours are those that RDD takes from the student.
+        # DIFFERS: Mimic's proposals are a two-stage detector's; ours are those that RDD takes from the student.
         regions = out_s.proposals(self.cfg.proposal_score, self.cfg.proposals)
         region_s, region_t = (roi_align(out.neck.float(), regions, out.geometry, self.cfg.roi_size) for out in (out_s, out_t))
         per_region = (self.adapter(region_s).float() - region_t).square().mean(dim=(1, 2, 3))  # (R,)
@@ -155,7 +155,7 @@ class FG(nn.Module):
     channels, over twice the masked cells. Weight 1, the largest published (twangnh: one stage, KITTI; 0.5 for narrow students).
     """
 
-    # DIFFERS: their adapter starts near zero, their 1 stands beside detection terms of 75, 100 and 5: here it pulls harder (LOG).
+    # DIFFERS: FG's adapter starts near zero, its 1 stands beside detection terms of 75, 100 and 5: here it pulls harder (LOG).
     NEAR, WEIGHT = 0.5, 1.0
 
     def __init__(self, cfg: Config, channels_s: int, channels_t: int) -> None:  # noqa: ARG002
@@ -261,7 +261,7 @@ class GIDL(nn.Module):
         self.cfg = cfg
 
     def forward(self, out_s: Output, out_t: Output, batch: Batch) -> Terms:  # noqa: ARG002
-        # DIFFERS: theirs is cross entropy, whose gradient is the divergence's, and matches without classes. Boxes: the detector's
+        # DIFFERS: GID's is cross entropy, whose gradient is the divergence's, and matches without classes. Boxes: the detector's
         # loss between the two models' codes, with its weights; none between grids, where codes mean different things.
         (boxes, labels), head = general_instances(out_s, out_t), out_t.head
         cls, reg, cells, objects = out_s.class_logits.sum() * 0, out_s.class_logits.sum() * 0, 0, 0
@@ -323,7 +323,7 @@ class PPLogit(nn.Module):
     and none for pillars under a centre head or between grids.
     """
 
-    # DIFFERS: their teacher normalises by the batch's statistics (train mode); ours is in eval mode for every method.
+    # DIFFERS: SparseKD's teacher normalises by the batch's statistics (train mode); ours is in eval mode for every method.
     def __init__(self, cfg: Config, channels_s: int, channels_t: int) -> None:  # noqa: ARG002
         super().__init__()
         center = {"pillar": 7.0, "voxel": 10.0 if cfg.width[0] >= 1 else 15.0}[cfg.encoder]
@@ -363,7 +363,7 @@ class PointDistiller(nn.Module):
     centre), to 64. Term: the mean squared difference; weight 2. Counts, width and weight of its code for nuScenes' neck.
     """
 
-    # DIFFERS: for KITTI its PointPillars compares pillars before the scatter, its SECOND both levels before the neck.
+    # DIFFERS: the authors' PointPillars for KITTI compares pillars before the scatter, their SECOND both levels before the neck.
     # DIFFERS: the paper weighs cells by a softmax of their importance; its code takes that over an axis of length 1, so that all
     # weigh the same. With its temperature, 1e-4, one cell would be left.
     CELLS, NEIGHBOURS, WIDTH, WEIGHT = 256, 128, 64, 2.0

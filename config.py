@@ -54,7 +54,7 @@ class Config:
     voxel_size: tuple[float, ...] = opt((0.05, 0.05, 0.1), "x, y, z; a pillar is as high as the range", MODEL)
     any_height: bool = opt(False, "pillars take points above and below the range too", MODEL)
     max_points: int = opt(5, "points of a voxel that are used, the first ones; 0 = all", MODEL)
-    # DIFFERS: OpenPCDet keeps 16000 voxels of a KITTI scan in training, 40000 in testing (nuScenes: 90000, 120000); here: one.
+    # DIFFERS: OpenPCDet keeps 16000 voxels of a KITTI scan in training, 40000 in testing (nuScenes: 90000, 120000). Ours: one.
     max_voxels: int = opt(40000, "voxels kept of one scan; 0 = all", MODEL)
     width: tuple[float, ...] = opt((1.0, 1.0, 1.0), "channel factor of encoder, BEV + neck, head: makes a student", MODEL)
     encoder_channels: tuple[int, ...] = opt((16, 16, 32, 64, 128, 128), "voxel: input, one per stage, output; "
@@ -105,7 +105,7 @@ class Config:
     fraction: float = opt(0.6, "share of a scan's region pairs that select=top, least, random keep, whatever lambda", DISTIL)
     p_cls: str = opt("sum", "Eq. 9's |differences| over a region: their sum, mean, or at its peak only", DISTIL,
                      ("sum", "mean", "peak"))
-    alpha1: float = opt(2.0, "weight of L_feat, Eq. 10", DISTIL)  # DIFFERS: the paper has 0.2; with it students learned less.
+    alpha1: float = opt(2.0, "weight of L_feat, Eq. 10", DISTIL)  # DIFFERS: the paper's is 0.2; with it students learned less.
     alpha2: float = opt(0.2, "weight of L_logit, Eq. 10", DISTIL)
     regions: str = opt("proposals", "where pairs are cut out: both models' proposals, or labels", DISTIL, ("proposals", "labels"))
     distance: str = opt("norm", "Eq. 8's distance of a pair: its norm, or its square over the cells", DISTIL, ("norm", "squared"))

@@ -11,6 +11,7 @@ sheet: results/sheet.json, as `detector.py sheet --json` wrote it; bench, bench-
 code tags UNSPECIFIED (the paper is silent, this is our choice) or DIFFERS (the paper, or its reference, does something else).
 """
 
+import ast
 import json
 import re
 import statistics
@@ -252,11 +253,13 @@ def compare(suite: str, student: str, first: str, second: str) -> str:
     return "\n".join(f"{METRICS[metric]}: {first} - {second} = {text or DASH}, seeds {seeds}" for metric, text in ahead.items())
 
 
-def tagged() -> list[tuple[str, str, str]]:
-    """(tag, file, text) of every `# UNSPECIFIED:` and `# DIFFERS:` comment of the code, whole sentences."""
+def tagged() -> list[tuple[str, str, str, str]]:
+    """(tag, file, class or function, text) of every `# UNSPECIFIED:` and `# DIFFERS:` comment of the code, whole sentences."""
     found = []
     for path in sorted([*ROOT.glob("*.py"), *(ROOT / "data").glob("*.py"), *(ROOT / "metrics").glob("*.py")]):
-        lines = path.read_text(encoding="utf-8").splitlines()
+        source = path.read_text(encoding="utf-8")
+        named = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef | ast.FunctionDef)]  # outer first
+        lines = source.splitlines()
         for number, line in enumerate(lines):
             match = re.search(r"# (UNSPECIFIED|DIFFERS): (.*)", line)
             if not match or "re.search" in line:
@@ -266,13 +269,14 @@ def tagged() -> list[tuple[str, str, str]]:
                 if not re.match(r"\s*# ", more) or re.search(r"# (UNSPECIFIED|DIFFERS):", more):
                     break
                 text.append(more.strip().lstrip("# "))
-            found.append((match[1], path.relative_to(ROOT).as_posix(), " ".join(text)))
+            within = ".".join(node.name for node in named if node.lineno <= number + 1 <= node.end_lineno)
+            found.append((match[1], path.relative_to(ROOT).as_posix(), within, " ".join(text)))
     return found
 
 
 def readings_table() -> str:
     rows = [["", "where", "what"], ["---", "---", "---"]]
-    rows += [[tag.lower(), f"`{file}`", text] for tag, file, text in tagged()]
+    rows += [[tag.lower(), f"`{file}`" + f" `{within}`" * bool(within), text] for tag, file, within, text in tagged()]
     return _markdown(rows)
 
 

@@ -133,14 +133,16 @@ def test_a_page_has_every_choice_that_the_code_tags():
 
 def test_tags_are_collected_whole(tmp_path, monkeypatch):
     (tmp_path / "a.py").write_text(
-        "x = 1\n"
-        "    # UNSPECIFIED: the first\n    # and its second line.\n    y = 2\n"
-        "# DIFFERS: another.\n# UNSPECIFIED: right after it\n"
+        "class A:\n    def f(self):\n"
+        "        # UNSPECIFIED: the first\n        # and its second line.\n        y = 2\n\n"
+        "    # DIFFERS: another.\n    # UNSPECIFIED: right after it\n    z = 3\n\n\n"
+        "x = 1  # DIFFERS: in nothing\n"
     )
     monkeypatch.setattr(table, "ROOT", tmp_path)
     first, *others = table.tagged()
-    assert first == ("UNSPECIFIED", "a.py", "the first and its second line.")
-    assert others == [("DIFFERS", "a.py", "another."), ("UNSPECIFIED", "a.py", "right after it")]
+    assert first == ("UNSPECIFIED", "a.py", "A.f", "the first and its second line.")
+    assert others == [("DIFFERS", "a.py", "A", "another."), ("UNSPECIFIED", "a.py", "A", "right after it"),
+                      ("DIFFERS", "a.py", "", "in nothing")]  # fmt: skip
 
 
 # ------------------------------------------------------------------ help
