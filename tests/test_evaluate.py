@@ -15,7 +15,9 @@ from cli import InputError
 from config import Config, to_json
 from data.kitti import read_objects
 from detector import build
+from presets import preset
 from tests.scenes import assert_same, tiny_config
+from tests.test_simulate_nuscenes import small  # noqa: F401 (a fixture)
 from tests.test_train import root  # noqa: F401 (a fixture)
 from weights import save_checkpoint
 
@@ -151,6 +153,27 @@ def test_a_checkpoint_exports_what_it_is_scored_by(root, asked, tmp_path, monkey
     found = {name: row["AP_R40"]["3d"] for name, row in scores["strict"].items()}
     assert found == {"Car": dict.fromkeys(("easy", "moderate", "hard"), 5.0),  # three hits: three points of 41
                      "Pedestrian": dict.fromkeys(("easy", "moderate", "hard"), 2.5), "Cyclist": None}  # fmt: skip
+
+
+def test_a_nuscenes_checkpoint_exports_what_it_is_scored_by(small, tmp_path, monkeypatch, capsys):  # noqa: F811
+    """It finds the labels: every car counts. The exported file, scored by itself, has the same figures."""
+
+    def detect(detector, dataset, device, batch_size):
+        frames = [dataset[i] for i in range(len(dataset))]
+        return {f.id: (np.nan_to_num(f.boxes), np.linspace(0.9, 0.5, len(f.boxes)), f.names) for f in frames}
+
+    monkeypatch.setattr(evaluate, "detect", detect)
+    cfg = replace(preset("cp-voxel-xxs-cpu", "nuscenes"), data="nuscenes", root=str(small))
+    out, scores, again = tmp_path / "export", tmp_path / "scores.json", tmp_path / "again.json"
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", saved(tmp_path, cfg), "--export", str(out), "--json", str(scores)])
+    evaluate.main()
+    found = json.loads(scores.read_text())
+    assert found["mean_dist_aps"]["car"] == pytest.approx(1) and found["label_tp_errors"]["car"]["trans_err"] < 1e-3
+    assert f"nds {100 * found['nd_score']:.2f}, map {100 * found['mean_ap']:.2f}" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "nuscenes", "--root", str(small), "--version", "v1.0-trainval", "--split",
+                                      "val", "--results", str(out / "results.json"), "--json", str(again)])  # fmt: skip
+    evaluate.main()
+    assert json.loads(again.read_text()) == found
 
 
 @pytest.mark.parametrize(("options", "ids"), [([], ["000002"]), (["--split", "train"], ["000001", "000003"])])
