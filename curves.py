@@ -198,7 +198,9 @@ def comparison(path: str | Path, rows: Sequence[dict[str, Any]]) -> "Figure":
         (alone,) = (row for row in part if row["method"] == ALONE)
         left.axvline(alone["mean"], color=COLOURS["student"], linestyle="--", linewidth=1)
         for place, row in enumerate(part):
-            colour = COLOURS[named[row["method"]]] if row["method"] in named else "#777777"
+            method, _, change = row["method"].partition(", ")  # "rdd, 12 epochs" has RDD's colour
+            known = method in named
+            colour = COLOURS[named[method]] if known else "#777777"
             left.scatter(list(row["values"].values()), [place] * row["n"], s=10, color=colour, alpha=0.45)
             left.scatter(row["mean"], place, s=42, color=colour, zorder=3)
             if row["low"] is not None:
@@ -206,9 +208,9 @@ def comparison(path: str | Path, rows: Sequence[dict[str, Any]]) -> "Figure":
                 left.plot([start + row["low"], start + row["high"]], [place, place], color=colour, linewidth=1.2)
             logs = [[(score["step"], score[metric]) for score in run["scores"]] for run in row["runs"].values()]
             steps, values = np.mean([log for log in logs if len(log) == len(logs[0])], axis=0).T
-            known = row["method"] in named
             right.plot(steps, values, color=colour, linewidth=1.6 if known else 0.8, alpha=1.0 if known else 0.6,
-                       marker="o" if known else "", markersize=3.5, label=named.get(row["method"]))  # fmt: skip
+                       marker="o" if known else "", markersize=3.5, linestyle="--" if change else "-",
+                       label=", ".join([named[method], change][: 1 + bool(change)]) if known else None)  # fmt: skip
         student = alone["student"]
         labels = [label_of(row).replace("`", "").replace(f"{student} + ", "+ ").replace(f"{student} ", "") for row in part]
         left.set_yticks(range(len(part)), labels, fontsize=8)

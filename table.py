@@ -85,6 +85,8 @@ def rows_of(name: str, folder: Path) -> list[dict[str, Any]]:
         of |= {v: {r["seed"]: r for r in mine if (r["teacher"], r["variant"]) == (teacher, v)} for v in variants}
         takes = {v: longer_variant(equal_epochs(runs[0]["epochs"], runs[0]["price"])) for v, runs in of.items()
                  if 0 in runs and runs[0].get("price")}  # fmt: skip
+        for variant in [v for v in more if v in of and v.startswith(f"{ALONE}, ") and v not in takes.values()]:
+            del of[variant]  # another suite's, "none, 12 epochs" of `longer`
         for variant, runs in of.items():
             method, _, change = variant.partition(", ")
             alone = of[ALONE] if method == ALONE else of.get(f"{ALONE}, {change}", of[ALONE])  # beside "rdd, 12 epochs"

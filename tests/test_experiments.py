@@ -1,6 +1,7 @@
 """experiments.py: a suite is all of its runs, each once, whatever stopped it and however many work at it."""
 
 import json
+import re
 import sys
 from argparse import Namespace
 from dataclasses import fields, replace
@@ -323,3 +324,11 @@ def test_a_folder_that_cannot_be_made_is_named_before_the_work(monkeypatch, tmp_
     monkeypatch.setattr("sys.argv", ["experiments.py", "demo", "--runs", str(tmp_path / "file")])
     with pytest.raises(InputError, match="file: expected a folder to write in"):
         experiments.main()
+
+
+def test_the_page_counts_every_suite_s_runs():
+    page = (Path(__file__).parent.parent / "docs" / "experiments.md").read_text(encoding="utf-8")
+    counted = {}
+    for names, runs in re.findall(r"^\| (`[^|]*`) \| [^|]* \| ([\d, ]+) \|", page, re.MULTILINE):
+        counted |= dict(zip(re.findall("`([^`]+)`", names), map(int, runs.split(", ")), strict=True))
+    assert counted == {name: len(jobs(suite, "", list(suite.variants), None, {})) for name, suite in SUITES.items()}
