@@ -60,8 +60,8 @@ STRENGTHS = {name: (1.0, 10.0, 100.0) if name in WEAK else (0.1, 1.0, 10.0) for 
 # Where the strongest of the three won, ten times as much, and on until it does not
 BEYOND = {"hint": (1000.0,), "fg": (100.0, 1000.0), "pp-logit": (100.0,), "rdd": (100.0,)}
 SCORES = (0.45, 0.6, 0.75)  # what LAD has instead: how sure the teacher must be
-TUNING = {f"{name} x{x:g}": {"method": name, "kd_weight": x} for name in METHODS if name != "lad" for x in STRENGTHS[name]}
-TUNING |= {f"{name} x{x:g}": {"method": name, "kd_weight": x} for name in BEYOND for x in BEYOND[name]}
+TUNING = {f"{name} x{x:g}": {"method": name, "kd_weight": x}
+          for name in METHODS if name != "lad" for x in (*STRENGTHS[name], *BEYOND.get(name, ()))}  # fmt: skip
 TUNING |= {f"lad above {x:g}": {"method": "lad", "label_score": (x,)} for x in SCORES}
 # What won the suite `tuning` by its mAP, of the methods whose three strengths have run, where it is not the published one:
 # a second row of the method in the headline's table

@@ -125,7 +125,7 @@ def suite_table(name: str, folder: Path, short: bool = False) -> str:
     """A suite as a Markdown table: mean and standard deviation over seeds, every seed's first metric, and each class's mean.
 
     Of more than five classes `class_table` shows the means; else a row would not fit on a page. short: the first metric of
-    the rows that somebody ran, without sizes, shares and classes, and without prices where nobody measured one.
+    the rows that somebody ran, without sizes and classes, with prices, or shares where nobody measured one.
     """
     rows = rows_of(name, folder)
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
@@ -136,10 +136,9 @@ def suite_table(name: str, folder: Path, short: bool = False) -> str:
     kinds = list(classes(ran[0])) if ran and len(classes(ran[0])) <= 5 and not short else []
     others = name == "demo" or SUITES[name].first_seed  # scenes and schedules of no table of the paper
     paper = any((row["student"].removesuffix("-cpu"), row["method"]) in PAPER for row in rows) and not others
-    shared = any(run.get("shares") for run in ran) and not short
-    costs = ["params", "GMACs", "of teacher", "steps", "price"]
-    if short:
-        costs = ["of teacher", *["price"] * any(run.get("price") for run in ran)]
+    priced = any(run.get("price") for run in ran)
+    shared = any(run.get("shares") for run in ran) and not (short and priced)
+    costs = ["of teacher", *["price"] * priced] if short else ["params", "GMACs", "of teacher", "steps", "price"]
     head = ["model", *("MACs of teacher" if short and cost == "of teacher" else cost for cost in costs)]
     head += [*["share of the gradient"] * shared, *kinds]
     for metric in metrics:
