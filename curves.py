@@ -210,7 +210,7 @@ def comparison(path: str | Path, rows: Sequence[dict[str, Any]]) -> "Figure":
             steps, values = np.mean([log for log in logs if len(log) == len(logs[0])], axis=0).T
             right.plot(steps, values, color=colour, linewidth=1.6 if known else 0.8, alpha=1.0 if known else 0.6,
                        marker="o" if known else "", markersize=3.5, linestyle="--" if change else "-",
-                       label=", ".join([named[method], change][: 1 + bool(change)]) if known else None)  # fmt: skip
+                       label=f"{named[method]}, {change}".removesuffix(", ") if known else None)  # fmt: skip
         student = alone["student"]
         labels = [label_of(row).replace("`", "").replace(f"{student} + ", "+ ").replace(f"{student} ", "") for row in part]
         left.set_yticks(range(len(part)), labels, fontsize=8)

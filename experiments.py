@@ -7,12 +7,12 @@
 
 The protocol, the same for every method: one teacher per seed; the student's initialisation, data order and schedule
 depend on the seed only; the last epoch is reported, whatever the best was; every seed is reported. Weights are the
-published ones (RDD's in the row rdd-paper-weights); the suite `tuning` tries three of each method, the same budget for
-all. Because distilling makes a step longer, the student alone is also trained for the time that each method takes:
-epochs x the price of a step, which is measured in turns with the student alone's (`fair.price_of`), because wall time of
-whole runs depends on what else the machine does. A teacher's weights lie beside its record, so that students of its
-seed can be added on any machine (--results, --from-seed). --remember makes a suite of many methods almost twice as
-fast, with the same results.
+published ones (RDD's in the row rdd-paper-weights); the suite `tuning` tries three of each method, and more where the
+strongest wins, the same rule for all. Because distilling makes a step longer, the student alone is also trained for the
+time that each method takes: epochs x the price of a step, which is measured in turns with the student alone's
+(`fair.price_of`), because wall time of whole runs depends on what else the machine does. A teacher's weights lie beside
+its record, so that students of its seed can be added on any machine (--results, --from-seed). --remember makes a suite
+of many methods almost twice as fast, with the same results.
 """
 
 import fcntl
@@ -316,7 +316,7 @@ def parser() -> ArgumentParser:
     p.add_argument("suite", choices=list(SUITES), help="which set of runs")
     p.add_argument("--seeds", type=int, metavar="N", help="how many seeds of a variant, from the suite's first on [the suite's]")
     p.add_argument("--from-seed", type=int, default=0, metavar="K",
-                   help="leave out seeds below K; --seeds 4 --from-seed 3: seed 3 alone [none]")  # fmt: skip
+                   help="leave out seeds below K; --seeds 4 --from-seed 3: seed 3 only [none]")  # fmt: skip
     p.add_argument("--variants", nargs="+", metavar="V", help="some of the suite's variants [all]")
     p.add_argument("--students", nargs="+", metavar="PRESET", help="some of the suite's students [all]")
     p.add_argument("--jobs", type=int, default=1, metavar="N", help="processes side by side [1]")

@@ -3,7 +3,7 @@
 `torchrun --nproc-per-node 2 train.py ...` starts two copies of the same program. Each takes its share of every global
 batch; three things make them one run, equal to a single process up to rounding: losses are normalised by GLOBAL counts
 (`mean_over_processes`), batch norm uses GLOBAL statistics (`BatchNorm`), gradients are averaged (`average_gradients`).
-On one process nothing is communicated, and each of these functions gives back what it was given.
+On one process nothing is communicated.
 """
 
 import ctypes

@@ -170,7 +170,9 @@ def test_a_suite_runs_to_its_end_once_and_goes_on_after_a_kill(suite, root, tmp_
     record = records["small-rdd-seed0"]
     assert record["method"] == "rdd" and record["steps"] == 4 and len(record["scores"]) == 2
     assert record["shares"].keys() == {"feat", "logit"} and not records["small-none-seed0"]["shares"]
-    assert 0 <= record["clipped"] <= 1
+    log = map(json.loads, (tmp_path / "runs" / "small-rdd-seed0" / "metrics.jsonl").read_text().splitlines())
+    norms = [line["grad_norm"] for line in log if line["kind"] == "train"]
+    assert norms and record["clipped"] == np.mean(np.array(norms) > record["config"]["clip"])
     assert record["config"]["seed"] == 0 and len(record["resampled"]["moderate_map_3d"]) == 5
     run_suite("trial", given(tmp_path, runs=tmp_path / "elsewhere"), str(root))
     assert not (tmp_path / "elsewhere").exists(), "what has a record is not trained again, though its checkpoints are gone"
