@@ -92,7 +92,8 @@ SUITES = {
     # The headline's students, trained three times as long; and their teachers as well: what is left of a gain when everybody
     # has learned what they can?
     "longer": over_headline(seeds={"": 5}, variants={"fg": EVERY["fg"], "rdd": rdd(),
-        **{f"{name}, 12 epochs": {"method": name, **LONGEST} for name in (ALONE, "fg", "rdd")}}),
+        **{f"{name}, 12 epochs": {"method": name, **LONGEST} for name in (ALONE, "fg", "rdd")},
+        "squared, 12 epochs": rdd(distance="squared", **LONGEST)}),
     "converged": Suite("sim-nuscenes", (CP,), {name: EVERY[name] for name in (ALONE, "fg", "rdd", "rdd-paper-weights")},
                        {"": 5}, LONGEST, False, scenes="sim-nuscenes-many"),
     "sim-kitti": Suite("sim", TABLE_4, EVERY, {"": 3}, {"epochs": 4, "eval_every": 1}, scenes="sim-kitti-many"),
