@@ -68,7 +68,7 @@ def differences(before: Config, now: Config) -> list[str]:
     if now.method != "rdd":
         unread = {f.name for f in fields(Config) if f.metadata.get("group") == DISTIL} - {"method", "inherit", "label_kd"}
         if now.method != "none":
-            unread -= {"kd_weight", "label_score", "roi_size", "proposals", "proposal_score"}  # those that baselines.py reads
+            unread -= {"kd_weight", "kd_fade", "label_score", "roi_size", "proposals", "proposal_score"}  # that a baseline reads
     return [f.name for f in fields(Config) if f.name not in unread and getattr(before, f.name) != getattr(now, f.name)]
 
 

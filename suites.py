@@ -89,11 +89,11 @@ SUITES = {
     # The paper's tables 3 and 4 on simulated data, sized for two CPU cores
     "sim-nuscenes": over_headline(*TABLE_3, variants={**EVERY, **TUNED}, seeds={"": 3, ALONE: 5, "pp-logit": 5, "rdd": 5},
                                   equal_time=True),
-    # The headline's students, trained three times as long; and their teachers as well: what is left of a gain when everybody
-    # has learned what they can?
+    # The headline's students, trained three times as long (squared, fade: with a pull that lets go); and their teachers as
+    # well: what is left of a gain when everybody has learned what they can?
     "longer": over_headline(seeds={"": 5}, variants={"fg": EVERY["fg"], "rdd": rdd(),
         **{f"{name}, 12 epochs": {"method": name, **LONGEST} for name in (ALONE, "fg", "rdd")},
-        "squared, 12 epochs": rdd(distance="squared", **LONGEST)}),
+        "squared, 12 epochs": rdd(distance="squared", **LONGEST), "fade, 12 epochs": rdd(kd_fade=True, **LONGEST)}),
     "converged": Suite("sim-nuscenes", (CP,), {name: EVERY[name] for name in (ALONE, "fg", "rdd", "rdd-paper-weights")},
                        {"": 5}, LONGEST, False, scenes="sim-nuscenes-many"),
     "sim-kitti": Suite("sim", TABLE_4, EVERY, {"": 3}, {"epochs": 4, "eval_every": 1}, scenes="sim-kitti-many"),

@@ -82,8 +82,9 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
         for group in optimizer.param_groups:
             group["lr"], group["betas"] = lr, (beta1, 0.99)
 
+        weight = cfg.kd_weight * (1 - step / last_step if cfg.kd_fade else 1)
         with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
-            detection, distillation, seen, neck = losses(student, batch.to(device), teacher, distil)
+            detection, distillation, seen, neck = losses(student, batch.to(device), teacher, distil, weight)
             loss = total_loss(detection, distillation)
         check_finite({**detection, **distillation}, batch.ids, step)
 
@@ -118,7 +119,8 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
     return student.eval()
 
 
-def losses(student: "Detector", batch: "Batch", teacher: "Detector | None", distil: "Module | None") -> tuple[Any, ...]:
+def losses(student: "Detector", batch: "Batch", teacher: "Detector | None", distil: "Module | None",
+           weight: float) -> tuple[Any, ...]:  # fmt: skip
     """What is lowered on one batch: {term: weighted scalar} of the detection loss and of the distillation (empty without a
     method), what the method saw of it ({name: number worth logging}), and the student's neck, to measure gradients on."""
     import torch
@@ -134,7 +136,7 @@ def losses(student: "Detector", batch: "Batch", teacher: "Detector | None", dist
     out_s = student(x)
     detection = student.loss(out_s, labels_for(batch, out_t, student.cfg))  # label KD: the teacher's sure boxes too
     terms, seen = distil(out_s, out_t, batch)
-    return detection, {name: student.cfg.kd_weight * term for name, term in terms.items()}, seen, out_s.neck
+    return detection, {name: weight * term for name, term in terms.items()}, seen, out_s.neck
 
 
 def start_distilling(cfg: Config, student: "Detector", teacher: "Detector | None", device: Any) -> "Module | None":

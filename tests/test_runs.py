@@ -12,7 +12,8 @@ from runs import differences
 
 @pytest.mark.parametrize(("method", "changes", "found"), [
     ("none", {"alpha1": 7.0, "kd_weight": 3.0, "proposals": 9}, []), ("none", {"inherit": True, "lr": 1.0}, ["lr", "inherit"]),
-    ("fg", {"alpha1": 7.0, "psi_norm": True, "select": "all"}, []), ("fg", {"kd_weight": 3.0}, ["kd_weight"]),
+    ("fg", {"alpha1": 7.0, "psi_norm": True, "select": "all"}, []),
+    ("fg", {"kd_weight": 3.0, "kd_fade": True}, ["kd_weight", "kd_fade"]),
     ("lad", {"label_score": (0.5,)}, ["label_score"]), ("rdd", {"alpha1": 7.0, "seed": 3}, ["alpha1", "seed"]),
 ])  # fmt: skip
 def test_runs_differ_in_what_they_read(method, changes, found):

@@ -165,6 +165,20 @@ def test_kd_weight_scales_every_term_of_the_method_and_label_kd_what_the_detecti
     assert first["labels"]["cls"] != first["one"]["cls"] and first["labels"]["pp_cls"] == first["one"]["pp_cls"]
 
 
+def test_a_fading_weight_is_whole_at_the_first_step_and_falls_by_equal_parts(root, tmp_path):
+    torch.set_num_threads(1)
+    first, teacher = {}, train_module_teacher(config(root))
+    for name, fade in (("constant", False), ("fading", True)):  # lr ~ 0: the steps differ in their frames only
+        cfg = config(root, method="hinton", kd_fade=fade, lr=1e-12, log_every=1)
+        train(cfg, tmp_path / name, teacher)
+        first[name] = [m for m in metrics(tmp_path / name) if "hinton" in m]
+    steps = len(first["fading"])
+    assert steps == len(first["constant"]) > 2
+    for k, (fading, constant) in enumerate(zip(first["fading"], first["constant"], strict=True)):
+        assert fading["hinton"] == pytest.approx((1 - k / steps) * constant["hinton"], rel=1e-4) and constant["hinton"] > 0
+        assert fading["cls"] == pytest.approx(constant["cls"], rel=1e-4)
+
+
 def test_two_processes_have_the_curve_of_one(root, tmp_path):
     """torchrun on gloo: the same global batches and, to rounding, the same losses; distillation included. No threshold on a
     score, no share and no limit: there rounding would choose. And small steps: it grows with the learning rate."""
