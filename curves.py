@@ -138,7 +138,7 @@ SWEPT = {"lambda": "lambda of Eq. 5, as printed", "alpha1": "alpha1, weight of L
 def sweeps(path: str | Path, rows: Sequence[dict[str, Any]], usual: dict[str, dict[str, float]]) -> "Figure":
     """Figure 5a of the paper: accuracy against lambda, alpha1 and alpha2, the others as usual.
 
-    rows: `table.rows_of` of the suite "sensitivity", whose variants are named "lambda 0.1" and so on; those without a run
+    rows: `rows.rows_of` of the suite "sensitivity", whose variants are named "lambda 0.1" and so on; those without a run
     are left out. usual: {variant: {"alpha1": value, ..}} of those that belong to sweeps too by another name. A dot is a seed, the
     line their mean, the bars its standard error; dashed: the student alone. Raises InputError when nothing was run.
     """
@@ -172,12 +172,12 @@ def sweeps(path: str | Path, rows: Sequence[dict[str, Any]], usual: dict[str, di
 def comparison(path: str | Path, rows: Sequence[dict[str, Any]]) -> "Figure":
     """A suite in one picture: for every student a row, left the last epoch of every variant, right accuracy against steps.
 
-    rows: `table.rows_of` of a suite; its first metric is drawn, variants that nobody ran are left out. Left: a small dot a
+    rows: `rows.rows_of` of a suite; its first metric is drawn, variants that nobody ran are left out. Left: a small dot a
     seed, a large one their mean, a bar the 95 % interval of the difference to the student alone, drawn from what that has on
     the same seeds. Right: means over the seeds. Raises InputError when nothing was run.
     """
+    from rows import label_of
     from suites import ALONE, TEACHER
-    from table import label_of
 
     rows = [row for row in rows if row["metric"] == rows[0]["metric"]]
     parts: list[list[dict[str, Any]]] = []  # of each student: its teacher's row (its distance to this student) and its own

@@ -1,4 +1,4 @@
-"""Experiments: suites of runs with seeds, resumable, one JSON per run.   (reads after: fair.py  next: table.py)
+"""Experiments: suites of runs with seeds, resumable, one JSON per run.   (reads after: fair.py  next: rows.py)
 
     python experiments.py demo                              simulate, teacher, students, table, pictures  (make demo)
     python experiments.py demo --seeds 3                    the README's table; finished runs are kept, a killed suite goes on

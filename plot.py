@@ -346,7 +346,7 @@ def sweeps_main(words: list[str]) -> None:
     args = parser.parse_args(words)
     from config import Config
     from curves import sweeps
-    from table import rows_of
+    from rows import rows_of
 
     usual = {"rdd": {"alpha1": Config.alpha1, "alpha2": Config.alpha2}, "rdd-printed": {"lambda": Config.lam}}
     sweeps(args.out, rows_of("sensitivity", args.results), usual)
@@ -363,7 +363,7 @@ def suite_main(words: list[str]) -> None:
     parser.add_argument("--out", required=True, help="picture to write")
     args = parser.parse_args(words)
     from curves import comparison
-    from table import rows_of
+    from rows import rows_of
 
     comparison(args.out, rows_of(args.suite, args.results or Path("results") / (SUITES[args.suite].folder or args.suite)))
     print(args.out)

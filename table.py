@@ -1,4 +1,4 @@
-"""Tables: results/ -> the tables of README and docs between table marks, none typed.   (after: experiments.py  next: plot.py)
+"""Tables: results/ -> the tables of README and docs between table marks, none typed.   (reads after: rows.py  next: plot.py)
 
     python table.py                    rewrite the tables of README.md and docs/*.md from results/
     python table.py --check            fail when one is out of step with results/ or with the code's tags
@@ -15,6 +15,7 @@ import ast
 import json
 import re
 import statistics
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,103 +23,13 @@ from typing import Any
 from benchmarks import Row, amount
 from cli import ArgumentParser, InputError, did_you_mean, run_cli
 from evaluate import write_json
-from experiments import read_records
-from fair import KITTI, METRICS, equal_epochs, longer_variant, scores, statistic
-from suites import ALONE, METHODS, SUITES, TEACHER
+from fair import METRICS, statistic
+from rows import PAPER, classes, label_of, rows_of
+from suites import ALONE, SUITES, TEACHER
 
 ROOT = Path(__file__).parent
 DASH = "—"
-NEEDED = ("teacher", "student", "variant", "seed", "epochs", "steps", "parameters", "macs", "scores", "last", "resampled")
-LABELS = {"hinton": "Hinton KD", "hint": "Hint", "mimic": "Mimic", "fg": "FG", "gid-f": "GID-F", "gid-l": "GID-L", "lad": "LAD",
-          "pp-logit": "PP-Logit", "point-distiller": "PointDistiller", "rdd": "RDD", "rdd-printed": "RDD as printed",
-          "rdd-paper-weights": "RDD, the paper's weights", "rdd-feat": "RDD, L_feat only",
-          "rdd-logit": "RDD, L_logit only"}  # fmt: skip
-# The paper's tables 3 and 4 (arXiv 2308.10308): nuScenes mAP / NDS, KITTI moderate mAP 3D (R40).
-PAPER = {
-    ("cp-voxel", "teacher"): "56.6/64.7", ("cp-pillar", "teacher"): "49.1/59.7", ("second", "teacher"): "67.2",
-    ("pointpillars", "teacher"): "60.3"}  # fmt: skip
-for _variants, _table in (
-    ("none gid-l gid-f fg lad pp-logit rdd", {
-        "cp-voxel-s": "54.0/62.1 54.1/62.1 53.4/61.8 54.3/62.6 53.0/61.7 55.7/64.3 57.1/65.0",
-        "cp-voxel-xs": "53.0/61.8 53.2/61.6 52.9/61.3 53.3/61.8 53.0/61.5 53.5/61.7 54.0/62.1",
-        "cp-voxel-xxs": "46.7/55.5 46.8/56.5 47.0/56.4 47.1/56.2 46.6/55.3 47.9/57.8 49.4/57.9",
-        "cp-pillar-v0.4": "46.5/55.5 47.3/56.4 47.6/56.8 47.7/57.2 46.9/55.7 48.6/57.5 50.0/58.9",
-        "cp-pillar-v0.48": "45.3/54.2 45.4/54.5 46.1/55.3 47.0/56.2 45.2/54.4 47.3/57.5 48.8/58.5",
-        "cp-pillar-v0.64": "44.0/52.3 44.2/52.6 44.4/53.9 44.7/53.7 43.9/53.2 45.0/55.9 45.8/56.1"}),
-    ("none gid-l gid-f fg lad point-distiller pp-logit rdd", {
-        "second-s": "65.6 66.3 66.8 66.6 67.0 67.8 67.7 68.2", "second-xs": "64.2 65.0 65.2 65.3 65.7 66.3 66.4 67.0",
-        "pointpillars-s": "58.6 58.9 59.1 59.4 59.2 62.3 62.2 63.0",
-        "pointpillars-xs": "58.9 59.2 59.6 59.4 59.7 60.0 60.2 60.9"})):  # fmt: skip
-    for _student, _values in _table.items():
-        PAPER |= {(_student, variant): value for variant, value in zip(_variants.split(), _values.split(), strict=True)}
-
-
-
-def classes(record: dict[str, Any]) -> dict[str, float]:
-    """AP of each class, percent: KITTI's moderate AP_R40 in 3D (no result counts as 0), nuScenes' mean over distances."""
-    last = record["last"]
-    if "mean_dist_aps" in last:
-        return {name: 100 * ap for name, ap in last["mean_dist_aps"].items()}
-    levels = {name: table["AP_R40"]["3d"] for name, table in last["strict"].items()}
-    return {f"{name} 3D": level["moderate"] if level else 0.0 for name, level in levels.items()}
-
-
-
-def rows_of(name: str, folder: Path) -> list[dict[str, Any]]:
-    """What a suite's table says, for machines: one row per teacher, student, variant and metric; None: nobody ran it.
-
-    Keys: suite, teacher, student, method (the variant), metric, mean, std, n, values {seed: value}, delta, low, high (the
-    difference to the student alone over the seeds that both have, with its interval), macs_ratio, as_long_as (the variants
-    in whose time a longer student alone was trained) and `runs`, the records.
-    """
-    suite = SUITES[name]
-    metrics = [m for m in METRICS if (m in KITTI) == ("nuscenes" not in suite.data)]
-    every, rows = checked_records(folder, metrics), []
-    for teacher, student in suite.pairs:
-        mine = [run for run in every.values() if run["student"] == student]
-        more = sorted({run["variant"] for run in mine} - {*suite.variants, TEACHER})  # "none, 8 epochs", "roi 3, equal share"
-        variants = []
-        for v in suite.variants:
-            variants += [v, *(name for name in more if suite.equal_share and name == f"{v}, equal share")]
-        variants += [name for name in more if suite.equal_time and name.startswith(f"{ALONE}, ")]
-        of = {TEACHER: {r["seed"]: r for r in every.values() if (r["student"], r["variant"]) == (teacher, TEACHER)}}
-        of |= {v: {r["seed"]: r for r in mine if (r["teacher"], r["variant"]) == (teacher, v)} for v in variants}
-        takes = {v: longer_variant(equal_epochs(runs[0]["epochs"], runs[0]["price"])) for v, runs in of.items()
-                 if 0 in runs and runs[0].get("price")}  # fmt: skip
-        for variant in [v for v in more if v in of and v.startswith(f"{ALONE}, ") and v not in takes.values()]:
-            del of[variant]  # another suite's, "none, 12 epochs" of `longer`
-        for variant, runs in of.items():
-            method, _, change = variant.partition(", ")
-            alone = of[ALONE] if method == ALONE else of.get(f"{ALONE}, {change}", of[ALONE])  # beside "rdd, 12 epochs"
-            for metric in metrics:
-                rows.append({"suite": name, "teacher": teacher, "student": student if variant != TEACHER else teacher,
-                             "method": variant, "metric": metric, **statistic(runs, alone, metric),
-                             "macs_ratio": _ratio(runs, of[TEACHER]), "runs": runs,
-                             "as_long_as": [v for v, longer in takes.items() if longer == variant]})  # fmt: skip
-    return rows
-
-
-def checked_records(folder: Path, metrics: list[str]) -> dict[str, dict[str, Any]]:
-    """{run: record} of a suite. Raises InputError for a record that a table with these metrics cannot be made of."""
-    every = read_records(folder)
-    for run, record in every.items():
-        path = folder / f"{run}.json"
-        if lost := [key for key in NEEDED if key not in record]:
-            raise InputError(f"{path}: expected the record of a run, found one without {', '.join(lost)}")
-        try:
-            known = scores(record).keys() & record["resampled"].keys()
-            classes(record)
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
-            raise InputError(f"{path}: expected the record of a run, its scores are none ({error!r})") from None
-        if lost := [metric for metric in metrics if metric not in known]:
-            raise InputError(f"{path}: expected the record of a run with {' and '.join(lost)}, found {', '.join(sorted(known))}")
-    return every
-
-
-
-def _ratio(runs: dict[int, dict], teachers: dict[int, dict]) -> float | None:
-    both = sorted(set(runs) & set(teachers))
-    return runs[both[0]]["macs"] / teachers[both[0]]["macs"] if both else None
+Model = list[dict[str, Any]]  # what a line of a table is about: a row of rows.py for each metric
 
 
 def suite_table(name: str, folder: Path, short: bool = False) -> str:
@@ -128,113 +39,55 @@ def suite_table(name: str, folder: Path, short: bool = False) -> str:
     the rows that somebody ran, without sizes and classes, with prices, or shares where nobody measured one.
     """
     rows = rows_of(name, folder)
-    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    metrics = len({row["metric"] for row in rows})
+    models = [rows[k : k + metrics] for k in range(0, len(rows), metrics)]
     if short:
-        metrics = metrics[:1]
-        rows = [row for row in rows if row["n"] and row["metric"] in metrics]
-    ran = [run for row in rows for run in row["runs"].values()]
-    kinds = list(classes(ran[0])) if ran and len(classes(ran[0])) <= 5 and not short else []
-    others = name == "demo" or SUITES[name].first_seed  # scenes and schedules of no table of the paper
-    paper = any((row["student"].removesuffix("-cpu"), row["method"]) in PAPER for row in rows) and not others
-    priced = any(run.get("price") for run in ran)
-    shared = any(run.get("shares") for run in ran) and not (short and priced)
-    costs = ["of teacher", *["price"] * priced] if short else ["params", "GMACs", "of teacher", "steps", "price"]
-    head = ["model", *("MACs of teacher" if short and cost == "of teacher" else cost for cost in costs)]
-    head += [*["share of the gradient"] * shared, *kinds]
-    for metric in metrics:
-        head += [METRICS[metric], "vs. alone [95 %]"]
-    head += ["seeds", *[f"{METRICS[metric]} of each" for metric in metrics[:1]]] + ["paper"] * paper
-    lines = [head, ["---"] + ["--:"] * (len(head) - 1)]
-    tried = {row["student"] for row in rows if row["n"] and row["method"] != TEACHER}
-    for start in range(0, len(rows), len(metrics)):
-        mine = rows[start : start + len(metrics)]
-        first = mine[0]
-        student = rows[min(start + len(metrics), len(rows) - 1)]["student"] if first["method"] == TEACHER else first["student"]
-        if student not in tried and tried:  # one line of dashes, not one a variant
-            if first["method"] == TEACHER and not short:
-                lines.append([f"`{student}`", *[DASH] * (len(head) - 1)])
-            continue
-        lines.append([label_of(first), *(_cost(first).get(name, DASH) for name in costs)])
-        lines[-1] += [*[_shares(first)] * shared, *_mean_classes(first, kinds)]
-        for row in mine:
-            lines[-1] += [_plus_minus(row), _ahead(row)]
-        lines[-1] += [str(first["n"]) if first["n"] else DASH, ", ".join(f"{v:.1f}" for v in first["values"].values()) or DASH]
-        method = "rdd" if first["method"].startswith("rdd-p") else first["method"]  # the paper's figure beside each reading of it
-        lines[-1] += [PAPER.get((first["student"].removesuffix("-cpu"), method), DASH)] * paper
+        models = [model[:1] for model in models if model[0]["n"]]
+    columns = columns_of(name, models, short)
+    lines = [[head for head, _ in columns], ["---"] + ["--:"] * (len(columns) - 1)]
+    tried = {model[0]["student"] for model in models if model[0]["n"] and model[0]["method"] != TEACHER}
+    for model, after in zip(models, [*models[1:], *models[-1:]], strict=True):
+        is_teacher = model[0]["method"] == TEACHER
+        student = (after if is_teacher else model)[0]["student"]
+        if student in tried or not tried:
+            lines.append([cell(model) for _, cell in columns])
+        elif is_teacher and not short:  # a student that nobody ran: one line of dashes, not one a variant
+            lines.append([f"`{student}`", *[DASH] * (len(columns) - 1)])
     return _markdown(lines)
 
 
+def columns_of(name: str, models: list[Model], short: bool) -> list[tuple[str, Callable[[Model], str]]]:
+    """The columns of a suite's table: what stands above each, and what it says of a model."""
+    ran = [run for model in models for run in model[0]["runs"].values()]
+    kinds = list(classes(ran[0])) if ran and len(classes(ran[0])) <= 5 and not short else []
+    priced = any(run.get("price") for run in ran)
+    shared = any(run.get("shares") for run in ran) and not (short and priced)
+    others = name == "demo" or SUITES[name].first_seed  # scenes and schedules of no table of the paper
+    paper = any(_paper(model) != DASH for model in models) and not others
+
+    columns: list[tuple[str, Callable[[Model], str]]] = [("model", lambda model: label_of(model[0]))]
+    if short:
+        columns += [("MACs of teacher", _ratio), *[("price", _price)] * priced]
+    else:
+        columns += [("params", _params), ("GMACs", _macs), ("of teacher", _ratio), ("steps", _steps), ("price", _price)]
+    columns += [("share of the gradient", _shares)] * shared
+    columns += [(kind, partial(_mean_class, kind=kind)) for kind in kinds]
+    for k, row in enumerate(models[0] if models else []):
+        columns += [(METRICS[row["metric"]], partial(_plus_minus, k=k)), ("vs. alone [95 %]", partial(_ahead_of_alone, k=k))]
+    columns += [("seeds", _seeds)]
+    columns += [(f"{METRICS[row['metric']]} of each", _each) for row in (models[0][:1] if models else [])]
+    return columns + [("paper", _paper)] * paper
+
+
 def class_table(name: str, folder: Path) -> str:
-    """Of every row of a suite that somebody ran: each class's AP, its mean over the seeds. A teacher of several stands once."""
-    rows = [row for row in rows_of(name, folder) if row["n"]]
-    once = {(row["student"], row["method"]): row for row in rows if row["metric"] == rows[0]["metric"]}
-    rows = list(once.values())
-    kinds = list(classes(next(iter(rows[0]["runs"].values())))) if rows else []
+    """Of every model of a suite that somebody ran: each class's AP, its mean over the seeds. A teacher of several stands once."""
+    once = {}
+    for row in rows_of(name, folder):
+        if row["n"]:
+            once.setdefault((row["student"], row["method"]), [row])
+    kinds = list(classes(_runs(next(iter(once.values())))[0])) if once else []
     lines = [["model", *kinds, "seeds"], ["---"] + ["--:"] * (len(kinds) + 1)]
-    return _markdown(lines + [[label_of(row), *_mean_classes(row, kinds), str(row["n"])] for row in rows])
-
-
-def _markdown(lines: list[list[Any]]) -> str:
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def label_of(row: dict[str, Any]) -> str:
-    variant = row["method"]
-    if variant == TEACHER:
-        return f"teacher `{row['student']}`"
-    if variant.startswith(ALONE):
-        whose = [LABELS.get(v, v) for v in row["as_long_as"]]
-        equals = f": the time of {', '.join(whose) if len(whose) < 4 else f'{len(whose)} methods'}" if whose else ""
-        return f"`{row['student']}` alone{variant.removeprefix(ALONE)}{equals}"
-    name, *change = variant.split(", ")
-    method, _, rest = name.partition(" ")
-    known = f"{LABELS.get(method, method)} {rest}" if method in METHODS and rest else f"RDD: {name}"  # "fg x10", "roi 3"
-    known = LABELS.get(name) or (name if name in METHODS else known)
-    return f"`{row['student']}` + {', '.join([known, *change])}"
-
-
-def _cost(row: dict[str, Any]) -> dict[str, str]:
-    runs = list(row["runs"].values())
-    if not runs:
-        return {}
-    steps, ratio = sorted({r["steps"] for r in runs}), row["macs_ratio"]
-    return {"params": f"{runs[0]['parameters'] / 1e3:.0f} k", "GMACs": f"{runs[0]['macs'] / 1e9:.2f}",
-            "of teacher": DASH if ratio is None else f"{ratio:.2f}",
-            "steps": str(steps[0]) if len(steps) == 1 else f"{steps[0]}–{steps[-1]}", "price": _price(row)}  # fmt: skip
-
-
-def _price(row: dict[str, Any]) -> str:
-    """Of a step, in steps of the student alone; in brackets with the teacher's outputs kept. First seed (fair.price_of)."""
-    if row["method"].startswith(ALONE):
-        return "1"
-    first = row["runs"].get(0, {})
-    price, kept = first.get("price"), first.get("price_kept")
-    return DASH if price is None else f"{price:.2f}" + (f" ({kept:.2f})" if kept is not None else "")
-
-
-def _shares(row: dict[str, Any]) -> str:
-    """Of each term of the loss, over the detection loss's gradient on the neck (fair.shares); the mean over seeds."""
-    found = [run.get("shares") or {} for run in row["runs"].values()]
-    terms = dict.fromkeys(term for shares in found for term in shares)
-    means = {term: statistics.fmean(shares[term] for shares in found if term in shares) for term in terms}
-    return ", ".join(f"{term} {mean:.3f}" for term, mean in means.items()) or DASH
-
-
-def _mean_classes(row: dict[str, Any], kinds: list[str]) -> list[str]:
-    found = [classes(run) for run in row["runs"].values()]
-    return [f"{statistics.fmean(aps[kind] for aps in found):.1f}" if found else DASH for kind in kinds]
-
-
-def _plus_minus(row: dict[str, Any]) -> str:
-    if row["mean"] is None:
-        return DASH
-    return f"{row['mean']:.1f}" + (f" ± {row['std']:.1f}" if row["std"] is not None else "")
-
-
-def _ahead(row: dict[str, Any]) -> str:
-    if row["delta"] is None:
-        return ""
-    return f"{row['delta']:+.1f}" + (f" [{row['low']:+.1f}, {row['high']:+.1f}]" if row["low"] is not None else "")
+    return _markdown(lines + [[label_of(m[0]), *(_mean_class(m, kind) for kind in kinds), _seeds(m)] for m in once.values()])
 
 
 def compare(suite: str, student: str, first: str, second: str) -> str:
@@ -252,6 +105,87 @@ def compare(suite: str, student: str, first: str, second: str) -> str:
     seeds = ", ".join(str(seed) for seed in of[first] if seed in of[second]) or DASH
     ahead = {metric: _ahead(statistic(of[first], of[second], metric)) for metric in dict.fromkeys(row["metric"] for row in rows)}
     return "\n".join(f"{METRICS[metric]}: {first} - {second} = {text or DASH}, seeds {seeds}" for metric, text in ahead.items())
+
+
+# ------------------------------------------------------------------ cells: what one says of a model
+
+
+def _runs(model: Model) -> list[dict[str, Any]]:
+    return list(model[0]["runs"].values())
+
+
+def _params(model: Model) -> str:
+    return f"{_runs(model)[0]['parameters'] / 1e3:.0f} k" if _runs(model) else DASH
+
+
+def _macs(model: Model) -> str:
+    return f"{_runs(model)[0]['macs'] / 1e9:.2f}" if _runs(model) else DASH
+
+
+def _ratio(model: Model) -> str:
+    return DASH if model[0]["macs_ratio"] is None else f"{model[0]['macs_ratio']:.2f}"
+
+
+def _steps(model: Model) -> str:
+    steps = sorted({run["steps"] for run in _runs(model)})
+    return "–".join(str(count) for count in dict.fromkeys((*steps[:1], *steps[-1:]))) or DASH
+
+
+def _price(model: Model) -> str:
+    """Of a step, in steps of the student alone; in brackets with the teacher's outputs kept. First seed (fair.price_of)."""
+    if model[0]["method"].startswith(ALONE):
+        return "1" if _runs(model) else DASH
+    first = model[0]["runs"].get(0, {})
+    price, kept = first.get("price"), first.get("price_kept")
+    return DASH if price is None else f"{price:.2f}" + (f" ({kept:.2f})" if kept is not None else "")
+
+
+def _shares(model: Model) -> str:
+    """Of each term of the loss, over the detection loss's gradient on the neck (fair.shares); the mean over seeds."""
+    found = [run.get("shares") or {} for run in _runs(model)]
+    terms = dict.fromkeys(term for shares in found for term in shares)
+    means = {term: statistics.fmean(shares[term] for shares in found if term in shares) for term in terms}
+    return ", ".join(f"{term} {mean:.3f}" for term, mean in means.items()) or DASH
+
+
+def _mean_class(model: Model, kind: str) -> str:
+    return f"{statistics.fmean(classes(run)[kind] for run in _runs(model)):.1f}" if _runs(model) else DASH
+
+
+def _plus_minus(model: Model, k: int) -> str:
+    mean, std = model[k]["mean"], model[k]["std"]
+    return DASH if mean is None else f"{mean:.1f}" + (f" ± {std:.1f}" if std is not None else "")
+
+
+def _ahead_of_alone(model: Model, k: int) -> str:
+    return _ahead(model[k])
+
+
+def _ahead(row: dict[str, Any]) -> str:
+    if row["delta"] is None:
+        return ""
+    return f"{row['delta']:+.1f}" + (f" [{row['low']:+.1f}, {row['high']:+.1f}]" if row["low"] is not None else "")
+
+
+def _seeds(model: Model) -> str:
+    return str(model[0]["n"] or DASH)
+
+
+def _each(model: Model) -> str:
+    return ", ".join(f"{value:.1f}" for value in model[0]["values"].values()) or DASH
+
+
+def _paper(model: Model) -> str:
+    """The paper's figure, beside each reading of it."""
+    student, method = model[0]["student"].removesuffix("-cpu"), model[0]["method"]
+    return PAPER.get((student, "rdd" if method.startswith("rdd-p") else method), DASH)
+
+
+def _markdown(lines: list[list[Any]]) -> str:
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+# ------------------------------------------------------------------ other tables
 
 
 def tagged() -> list[tuple[str, str, str, str]]:

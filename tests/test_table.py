@@ -5,33 +5,12 @@ from dataclasses import replace
 
 import pytest
 
+import rows
 import table
 from benchmarks import Row
 from cli import InputError
-from experiments import record_name
 from fair import longer_variant
-from suites import Suite
-
-SUITE = Suite("sim", (("big", "small"),), {"none": {"method": "none"}, "rdd": {"method": "rdd"}, "hint": {"method": "hint"}},
-              {"": 2}, {})  # fmt: skip
-
-
-@pytest.fixture()
-def write(tmp_path, monkeypatch):
-    monkeypatch.setitem(table.SUITES, "trial", SUITE)
-
-    def write(student, variant, seed, ap, price=None, **more):
-        level = {"easy": 0.0, "moderate": ap, "hard": 0.0}
-        record = {"teacher": "big", "student": student, "variant": variant, "seed": seed, "epochs": 8, "steps": 10,
-                  "method": variant.split(",")[0], "seconds": 60.0, "price": price,
-                  "parameters": 1000 if student == "small" else 4000, "macs": 2e9 if student == "small" else 8e9,
-                  "scores": [{"moderate_map_3d": 0.0}, {"moderate_map_3d": ap, "moderate_map_bev": 2 * ap, "step": 10}],
-                  "last": {"strict": {"Car": {"AP_R40": {"3d": level}}, "Cyclist": {"AP_R40": {"3d": None}}}},
-                  "resampled": {"moderate_map_3d": [ap - 1, ap, ap + 1], "moderate_map_bev": [2 * ap] * 3}, **more}  # fmt: skip
-        (tmp_path / f"{record_name(student, variant, seed)}.json").write_text(json.dumps(record))
-        return tmp_path
-
-    return write
+from suites import SUITES, Suite
 
 
 def cells(text, label):
@@ -56,26 +35,6 @@ def test_rows_are_means_over_seeds_all_seeds_are_shown_and_what_nobody_ran_is_a_
     assert set(hint.values()) <= {"`small` + Hint", "—", ""}
 
 
-def test_difference_to_the_student_alone_is_over_the_seeds_that_both_have(write):
-    for seed, ap in ((0, 10.0), (1, 20.0)):
-        folder = write("small", "none", seed, ap)
-    write("small", "rdd", 1, 23.0)
-    (row,) = [r for r in table.rows_of("trial", folder) if (r["method"], r["metric"]) == ("rdd", "moderate_map_3d")]
-    assert (row["mean"], row["n"], row["delta"], row["macs_ratio"]) == (23.0, 1, 3.0, None)
-    assert row["low"] is row["high"] is None, "one seed has no interval: it would leave out what seeds differ by"
-    assert cells(table.suite_table("trial", folder), "`small` + RDD")["vs. alone [95 %]"] == "+6.0", "the last such column: BEV"
-
-
-def test_a_variant_of_another_schedule_is_beside_the_student_alone_of_that_schedule(write, monkeypatch):
-    longer = {f"{name}, 12 epochs": {} for name in ("none", "rdd", "hint")}
-    monkeypatch.setitem(table.SUITES, "trial", replace(SUITE, variants=SUITE.variants | longer, equal_time=False))
-    for variant, ap in (("none", 10.0), ("none, 12 epochs", 14.0), ("rdd", 13.0), ("rdd, 12 epochs", 15.0)):
-        folder = write("small", variant, 0, ap)
-    ahead = {r["method"]: r["delta"] for r in table.rows_of("trial", folder) if r["metric"] == "moderate_map_3d" and r["n"]}
-    assert ahead == {"none": None, "rdd": 3.0, "none, 12 epochs": 4.0, "rdd, 12 epochs": 1.0}
-    assert "| `small` + RDD, 12 epochs |" in table.suite_table("trial", folder)
-
-
 def test_two_rows_are_compared_on_the_seeds_that_both_have(write, tmp_path, monkeypatch):
     monkeypatch.setattr(table, "ROOT", tmp_path)
     (tmp_path / "results").mkdir()
@@ -95,14 +54,6 @@ def test_two_rows_are_compared_on_the_seeds_that_both_have(write, tmp_path, monk
             table.compare(*words)
 
 
-def test_a_method_without_a_label_has_its_own_name(monkeypatch):
-    monkeypatch.setattr(table, "METHODS", (*table.METHODS, "mine"))
-    said = {name: table.label_of({"student": "s", "method": name, "as_long_as": []}) for name in (
-        "mine", "mine x10", "fg x10", "roi 3", "none, 7 epochs", "rdd, 12 epochs", "roi 3, equal share")}  # fmt: skip
-    assert [text.removeprefix("`s` ") for text in said.values()] == [
-        "+ mine", "+ mine x10", "+ FG x10", "+ RDD: roi 3", "alone, 7 epochs", "+ RDD, 12 epochs", "+ RDD: roi 3, equal share"]
-
-
 def test_the_student_alone_in_equal_time_says_whose_time_it_had(write, monkeypatch):
     write("small", "none", 0, 10.0)
     folder = write("small", "rdd", 0, 12.0, price=1.55)
@@ -112,7 +63,7 @@ def test_the_student_alone_in_equal_time_says_whose_time_it_had(write, monkeypat
         write("small", longer_variant(12), seed, 11.0 + seed)  # 8 * 1.5, to a quarter of 8
     row = cells(table.suite_table("trial", folder), "`small` alone, 12 epochs: the time of RDD, Hint")
     assert row["mAP 3D of each"] == "11.0, 12.0"
-    monkeypatch.setitem(table.SUITES, "trial", replace(SUITE, variants=SUITE.variants | {"fg": {}, "mimic": {}}))
+    monkeypatch.setitem(SUITES, "trial", replace(SUITES["trial"], variants=SUITES["trial"].variants | {"fg": {}, "mimic": {}}))
     for method in ("fg", "mimic"):
         write("small", method, 0, 12.0, price=1.5)
     assert "`small` alone, 12 epochs: the time of 4 methods |" in table.suite_table("trial", folder)
@@ -125,17 +76,17 @@ def test_a_variant_at_equal_share_stands_under_its_own_and_shares_are_means(writ
     write("small", "hint", 0, 12.0, price=1.5, price_kept=1.125, shares={"hint": 2.0})
     write("small", "hint, equal share", 0, 13.0, shares={"hint": 0.5})
     assert "equal share" not in table.suite_table("trial", folder), "only where the suite asks for it"
-    monkeypatch.setitem(table.SUITES, "trial", replace(SUITE, equal_share=True))
+    monkeypatch.setitem(SUITES, "trial", replace(SUITES["trial"], equal_share=True))
     text = table.suite_table("trial", folder)
-    rows = {row.split("|")[1].strip(): cells(text, row.split("|")[1].strip()) for row in text.splitlines()[2:]}
-    assert list(rows)[-2:] == ["`small` + Hint", "`small` + Hint, equal share"] and len(rows) == 5
-    shares = {label: row["share of the gradient"] for label, row in rows.items()}
+    lines = {row.split("|")[1].strip(): cells(text, row.split("|")[1].strip()) for row in text.splitlines()[2:]}
+    assert list(lines)[-2:] == ["`small` + Hint", "`small` + Hint, equal share"] and len(lines) == 5
+    shares = {label: row["share of the gradient"] for label, row in lines.items()}
     assert shares["`small` + RDD"] == "feat 0.500, logit 0.001" and shares["`small` + Hint, equal share"] == "hint 0.500"
-    assert shares["`small` alone"] == "—" and rows["`small` + Hint"]["price"] == "1.50 (1.12)"
+    assert shares["`small` alone"] == "—" and lines["`small` + Hint"]["price"] == "1.50 (1.12)"
 
 
 def test_a_student_that_nobody_ran_is_one_line_of_dashes(write, monkeypatch):
-    monkeypatch.setitem(table.SUITES, "trial", replace(SUITE, pairs=(("big", "tiny"), ("big", "small"))))
+    monkeypatch.setitem(SUITES, "trial", replace(SUITES["trial"], pairs=(("big", "tiny"), ("big", "small"))))
     write("big", "teacher", 0, 50.0)
     text = table.suite_table("trial", write("small", "none", 0, 10.0))
     labels = [line.split("|")[1].strip() for line in text.splitlines()[2:]]
@@ -144,7 +95,7 @@ def test_a_student_that_nobody_ran_is_one_line_of_dashes(write, monkeypatch):
 
 
 def test_a_short_table_has_only_what_somebody_ran(write, monkeypatch):
-    monkeypatch.setitem(table.SUITES, "trial", replace(SUITE, pairs=(("big", "tiny"), ("big", "small"))))
+    monkeypatch.setitem(SUITES, "trial", replace(SUITES["trial"], pairs=(("big", "tiny"), ("big", "small"))))
     for name, variant, ap in (("big", "teacher", 50.0), ("small", "none", 10.0), ("small", "rdd", 12.0)):
         folder = write(name, variant, 0, ap, price=1.5)
     text, whole = (table.suite_table("trial", folder, short=short) for short in (True, False))
@@ -169,7 +120,7 @@ def test_many_classes_have_a_table_of_their_own(write):
 
 
 def test_classes_of_a_teacher_of_two_students_stand_once(write, monkeypatch):
-    monkeypatch.setitem(table.SUITES, "trial", replace(SUITE, pairs=(("big", "small"), ("big", "tiny"))))
+    monkeypatch.setitem(SUITES, "trial", replace(SUITES["trial"], pairs=(("big", "small"), ("big", "tiny"))))
     for student, variant in (("big", "teacher"), ("small", "none"), ("tiny", "none")):
         folder = write(student, variant, 0, 10.0)
     told = [line.split(" | ")[0] for line in table.class_table("trial", folder).splitlines()[2:]]
@@ -178,35 +129,19 @@ def test_classes_of_a_teacher_of_two_students_stand_once(write, monkeypatch):
 
 def test_rows_for_machines(write, tmp_path, monkeypatch):
     folder = write("small", "none", 0, 10.0)
-    monkeypatch.setattr(table, "SUITES", {"trial": SUITE})
+    for module in (rows, table):
+        monkeypatch.setattr(module, "SUITES", {"trial": SUITES["trial"]})
     monkeypatch.setattr(table, "ROOT", tmp_path)
     (tmp_path / "README.md").write_text("no table\n")
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "trial").symlink_to(folder)
     monkeypatch.setattr("sys.argv", ["table.py", "--json", str(tmp_path / "rows.txt")])
     table.main()
-    rows = json.loads((tmp_path / "rows.txt").read_text())
+    told = json.loads((tmp_path / "rows.txt").read_text())
     keys = {"suite", "teacher", "student", "method", "metric", "mean", "std", "n", "values", "delta", "low", "high", "macs_ratio",
             "as_long_as"}  # fmt: skip
-    assert all(set(row) == keys for row in rows)
-    assert {(r["method"], r["metric"]): r["mean"] for r in rows}["none", "moderate_map_bev"] == 20.0
-
-
-@pytest.mark.parametrize("damage, said", [
-    (lambda record: record.pop("teacher"), "found one without teacher"),
-    (lambda record: [record.pop("macs"), record.pop("seed")], "found one without seed, macs"),
-    (lambda record: record["scores"].clear(), "its scores are none .IndexError"),
-    (lambda record: record["scores"][-1].pop("moderate_map_3d"), "with moderate_map_3d, found moderate_map_bev"),
-    (lambda record: record["resampled"].clear(), "with moderate_map_3d and moderate_map_bev, found"),
-])  # fmt: skip
-def test_a_record_that_no_table_can_be_made_of_is_named(write, damage, said):
-    path = write("small", "none", 0, 10.0) / "small-none-seed0.json"
-    record = json.loads(path.read_text())
-    damage(record)
-    path.write_text(json.dumps(record))
-    with pytest.raises(InputError, match=rf"small-none-seed0\.json: expected the record of a run.*{said}") as error:
-        table.suite_table("trial", path.parent)
-    assert "\n" not in str(error.value)
+    assert all(set(row) == keys for row in told)
+    assert {(r["method"], r["metric"]): r["mean"] for r in told}["none", "moderate_map_bev"] == 20.0
 
 
 def test_files_of_results_that_are_cut_or_missing_are_one_line(tmp_path, monkeypatch):
@@ -231,7 +166,7 @@ def test_json_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
 
 
 def test_the_paper_s_figures_stand_in_their_own_column(write, monkeypatch):
-    monkeypatch.setitem(table.SUITES, "trial", Suite("sim", (("second", "second-s-cpu"),), SUITE.variants, {"": 1}, {}))
+    monkeypatch.setitem(SUITES, "trial", Suite("sim", (("second", "second-s-cpu"),), SUITES["trial"].variants, {"": 1}, {}))
     text = table.suite_table("trial", write("other", "none", 0, 1.0))
     assert cells(text, "`second-s-cpu` + RDD")["paper"] == "68.2" and cells(text, "`second-s-cpu` + RDD")["mAP 3D"] == "—"
     assert cells(text, "`second-s-cpu` + Hint")["paper"] == "—"
@@ -241,9 +176,9 @@ def test_benchmarks_say_what_was_not_measured_and_how_the_rest_was(tmp_path, mon
     monkeypatch.setattr(table, "ROOT", tmp_path)
     assert len(table.bench_table().splitlines()) == 2, "nothing measured yet: no row"
     (tmp_path / "results").mkdir()
-    rows = [Row("boxes", "1000 | pairs", 0.0123, "shapely", 1.5, 121.95, 20.0), Row("gpu", "a step", None, unit="GB")]
+    measured = [Row("boxes", "1000 | pairs", 0.0123, "shapely", 1.5, 121.95, 20.0), Row("gpu", "a step", None, unit="GB")]
     record = {"command": "python -m benchmarks", "date": "2026-01-02", "machine": "2 cores"}
-    records = {name: record | {"rows": [vars(row)]} for name, row in zip(("boxes", "gpu"), rows, strict=True)}
+    records = {name: record | {"rows": [vars(row)]} for name, row in zip(("boxes", "gpu"), measured, strict=True)}
     (tmp_path / "results" / "bench.json").write_text(json.dumps(records))
     _, _, first, second, _, said = table.bench_table().splitlines()
     assert first == "| boxes | 1000 \\| pairs | 12.3 ms | shapely | 1.5 s | 121.95 | 20.00 |  |"
