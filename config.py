@@ -60,7 +60,7 @@ class Config:
     encoder_channels: tuple[int, ...] = opt((16, 16, 32, 64, 128, 128), "voxel: input, one per stage, output; "
                                             "pillar: one per layer; at width 1", MODEL)  # fmt: skip
     residual: bool = opt(True, "two residual blocks a stage (CenterPoint) instead of plain convolutions (SECOND)", MODEL)
-    down_kernel: int = opt(3, "kernel of the stride-2 sparse layers: 3 as published; 2 dilates no sites, 5x faster on CPU", MODEL)
+    down_kernel: int = opt(3, "kernel of stride-2 sparse layers: 3 as published; 2 dilates no sites, on CPUs 5x as fast", MODEL)
     bev_layers: tuple[int, ...] = opt((5, 5), "3x3 convolutions a level after its first", MODEL)
     bev_strides: tuple[int, ...] = opt((1, 2), "stride of each level", MODEL)
     bev_channels: tuple[int, ...] = opt((128, 256), "channels of each level, at width 1", MODEL)

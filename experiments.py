@@ -12,11 +12,12 @@ strongest wins, the same rule for all. Because distilling makes a step longer, t
 time that each method takes: epochs x the price of a step, which is measured in turns with the student alone's
 (`fair.price_of`), because wall time of whole runs depends on what else the machine does. A teacher's weights lie beside
 its record, so that students of its seed can be added on any machine (--results, --from-seed). --remember makes a suite
-of many methods almost twice as fast, with the same results.
+of many methods about one and a half times as fast, with the same results.
 """
 
 import fcntl
 import json
+import math
 import os
 import shlex
 import shutil
@@ -131,7 +132,7 @@ def run_suite(name: str, given: Any, root: str) -> None:
             with claim(given.runs / f"{job.name}.lock") as mine:
                 if mine and not finished.is_file():  # nobody has finished it since the records were read
                     try:
-                        run_once(name, job, given.runs, given.results, given.remember)
+                        run_once(name, job, given.runs, given.results, given.remember, given.workers)
                     except InputError as error:  # as of a loss that is not finite: the others can still be run
                         print(f"{job.name}: {error}")
                         failed[job.name] = error
@@ -170,7 +171,7 @@ def teacher_of(job: Job, results: Path) -> "Detector | None":
     return teacher
 
 
-def run_once(suite: str, job: Job, runs: Path, results: Path, keep_outputs: bool = False) -> None:
+def run_once(suite: str, job: Job, runs: Path, results: Path, keep_outputs: bool = False, workers: int = 0) -> None:
     """Train one run, or what is missing of it, and write its record, results/NAME.json; of a teacher its weights, NAME.pt."""
     from data.batch import collate, open_data
     from evaluate import detect, resampled
@@ -181,16 +182,17 @@ def run_once(suite: str, job: Job, runs: Path, results: Path, keep_outputs: bool
 
     folder, teacher = runs / job.name, teacher_of(job, results)
     measured = teacher is not None and job.cfg.method != "none" and job.cfg.seed == 0 and ", " not in job.variant
-    price, kept = price_of(job.cfg, teacher) if measured else (None, None)
+    price, kept = price_of(job.cfg, teacher, workers) if measured else (None, None)
     if teacher is not None and keep_outputs:
         teacher.forward = remembered(teacher, runs / job.needs / "outputs" / fingerprint(teacher))
-    detector = train(job.cfg, folder, teacher)
+    detector = train(job.cfg, folder, teacher, workers)
     validation = open_data(job.cfg, "val")
     device = next(detector.parameters()).device
-    found = detect(detector, validation, device)
+    found = detect(detector, validation, device, workers=workers)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     evaluations = [line for line in lines if line["kind"] == "eval"]
-    clipped = [line["grad_norm"] > job.cfg.clip for line in lines if line["kind"] == "train"]
+    clipped = [line["grad_norm"] > job.cfg.clip for line in lines
+               if line["kind"] == "train" and math.isfinite(line["grad_norm"])]  # else half precision overflowed  # fmt: skip
     key = "nds" if "nds" in evaluations[-1] else "moderate_map_3d"
     sample = collate([validation[i] for i in range(min(8, len(validation)))], job.cfg).to(device)
     began = dict(line.split(" ", 1) for line in (folder / "environment.txt").read_text().splitlines())
@@ -233,14 +235,18 @@ def read_records(folder: Path) -> dict[str, dict[str, Any]]:
 
 def side_by_side(count: int, words: list[str], runs: Path) -> None:
     """The same command in `count` processes, each with its share of the cores; what they say goes to files."""
+    import torch
+
     runs.mkdir(parents=True, exist_ok=True)
     share = str(max(1, (os.cpu_count() or 1) // count))
     environment = {**os.environ, "OMP_NUM_THREADS": share, "MKL_NUM_THREADS": share}
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count())))).split(",")
     logs = [runs / f"job{k}.log" for k in range(count)]
     print(f"{count} processes of {share} threads; what they say: {', '.join(map(str, logs))}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: the children end with it
-    children = [subprocess.Popen([sys.executable, __file__, *words, "--jobs", "1", "--no-pictures"], env=environment,
-                                 stdout=open(log, "a"), stderr=subprocess.STDOUT) for log in logs]  # fmt: skip
+    children = [subprocess.Popen([sys.executable, __file__, *words, "--jobs", "1", "--no-pictures"],
+                                 env={**environment, "CUDA_VISIBLE_DEVICES": gpus[k % len(gpus)]},
+                                 stdout=open(log, "a"), stderr=subprocess.STDOUT) for k, log in enumerate(logs)]  # fmt: skip
     try:
         ended = [child.wait() for child in children]
     except BaseException:
@@ -319,7 +325,8 @@ def parser() -> ArgumentParser:
                    help="leave out seeds below K; --seeds 4 --from-seed 3: seed 3 only [none]")  # fmt: skip
     p.add_argument("--variants", nargs="+", metavar="V", help="some of the suite's variants [all]")
     p.add_argument("--students", nargs="+", metavar="PRESET", help="some of the suite's students [all]")
-    p.add_argument("--jobs", type=int, default=1, metavar="N", help="processes side by side [1]")
+    p.add_argument("--jobs", type=int, default=1, metavar="N", help="processes side by side, on a GPU each if there are [1]")
+    p.add_argument("--workers", type=int, default=0, metavar="N", help="data loading processes of each; change no result [0]")
     p.add_argument("--remember", action="store_true",
                    help="keep what a teacher says of each batch on the disk until no run of the suite asks again: of each "
                         "teacher and seed 5 MB a step with the CPU presets")  # fmt: skip
@@ -345,6 +352,10 @@ def main() -> None:
     for option, number in (("--jobs", given.jobs), ("--seeds", given.seeds)):
         if number is not None and number < 1:
             raise InputError(f"{option}: expected a number from 1 on; found {number}")
+    if given.workers < 0:
+        raise InputError(f"--workers: expected a number from 0 on; found {given.workers}")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError("experiments.py under torchrun: expected one process, which starts others by itself (--jobs)")
     from evaluate import writable_folder
 
     for folder in (given.runs, given.results, *([] if given.no_pictures else [figures])):

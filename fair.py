@@ -6,7 +6,9 @@ reading of the paper that pulls harder than another is compared at the same pull
 """
 
 import hashlib
+import math
 import os
+import shutil
 import statistics
 import tempfile
 from contextlib import suppress
@@ -23,10 +25,11 @@ if TYPE_CHECKING:
     from detector import Detector
 
 KITTI = {"moderate_map_3d": "mAP 3D", "moderate_map_bev": "mAP BEV"}
+ROOM = 4e9  # for checkpoints: of a full-size teacher the outputs of a run would take terabytes
 METRICS = KITTI | {"map": "mAP", "nds": "NDS"}
 
 
-def price_of(cfg: Config, teacher: "Detector", turns: int = 5, steps: int = 6) -> tuple[float, float]:
+def price_of(cfg: Config, teacher: "Detector", workers: int = 0, turns: int = 5, steps: int = 6) -> tuple[float, float]:
     """The time of a step with the method, in steps of the student alone: the median over `turns` of the loop itself.
 
     Second, the same where the teacher's outputs are at hand, as they are for every student of a seed but the first
@@ -37,13 +40,14 @@ def price_of(cfg: Config, teacher: "Detector", turns: int = 5, steps: int = 6) -
 
     endless = {"epochs": 10**6, "eval_every": 10**6}  # it is left after a few steps
     spent: dict[str, list[float]] = {"alone": [0.0], "taught": [0.0], "outputs kept": [0.0]}
-    outputs, forward = {}, teacher.forward
+    outputs, asked, forward = [], 0, teacher.forward
 
-    def kept(x: Any) -> Any:
-        key = digest(x)
-        if key not in outputs:
-            outputs[key] = forward(x)
-        return outputs[key]
+    def kept(x: Any) -> Any:  # "taught" and "outputs kept" meet the same batches in the same order
+        nonlocal asked
+        asked += 1
+        if asked > len(outputs):
+            outputs.append(forward(x))
+        return outputs[asked - 1]
 
     teacher.forward = kept
     alone_first, alone_last = ("alone", "taught", "outputs kept"), ("taught", "outputs kept", "alone")
@@ -53,8 +57,9 @@ def price_of(cfg: Config, teacher: "Detector", turns: int = 5, steps: int = 6) -
                 outputs.clear()  # "taught" meets them for the first time, "outputs kept" meets the same batches again
                 for name in (alone_first, alone_last)[turn % 2]:  # in turns, because the first one reads the frames
                     changed = {"method": "none", "label_kd": False} if name == "alone" else {}
-                    run, asked = Path(folder, name), None if name == "alone" else teacher
-                    train(replace(cfg, **endless, **changed), run, asked, stop_after=(turn + 1) * steps)
+                    run, asked = Path(folder, name), 0
+                    train(replace(cfg, **endless, **changed), run, None if name == "alone" else teacher, workers,
+                          (turn + 1) * steps)  # fmt: skip
                     spent[name].append(read_checkpoint(run / "last.pt")["seconds"])
     finally:
         teacher.forward = forward
@@ -75,8 +80,10 @@ def longer_variant(epochs: int) -> str:
 
 
 def shares(lines: list[dict[str, Any]]) -> dict[str, float]:
-    """{term: norm of its gradient on the student's neck over the detection loss's}, the median of what a run's log holds."""
-    measured = [line for line in lines if line.get("pull_detection")]
+    """{term: norm of its gradient on the student's neck over the detection loss's}, the median of what a run's log holds; without
+    steps at which half precision overflowed, which are not taken."""
+    measured = [line for line in lines if line.get("pull_detection")
+                and all(math.isfinite(value) for key, value in line.items() if key.startswith("pull_"))]  # fmt: skip
     terms = [key.removeprefix("pull_") for key in (measured[0] if measured else ()) if key.startswith("pull_")]
     return {term: statistics.median(line[f"pull_{term}"] / line["pull_detection"] for line in measured)
             for term in terms if term != "detection"}  # fmt: skip
@@ -96,7 +103,7 @@ def remembered(teacher: "Detector", folder: Path) -> Any:
 
     A seed fixes the data order and the augmentation, so only the first method pays for the teacher. What is read back is
     what was computed, bit for bit. An output is as large as the maps: for the CPU presets 5 MB, 11 GB for 2128 steps. The
-    folder belongs to these weights. What cannot be read or written, as on a full disk, is computed again.
+    folder belongs to these weights. What cannot be read or written is computed again; ROOM bytes of the disk stay free.
     """
     import torch
 
@@ -114,8 +121,9 @@ def remembered(teacher: "Detector", folder: Path) -> Any:
         temporary = path.with_suffix(f".{os.getpid()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save((out.neck, out.maps), temporary)
-            os.replace(temporary, path)
+            if shutil.disk_usage(path.parent).free > ROOM:
+                torch.save((out.neck, out.maps), temporary)
+                os.replace(temporary, path)
         except (OSError, RuntimeError):
             with suppress(OSError):
                 temporary.unlink()

@@ -9,6 +9,9 @@ On one process nothing is communicated.
 import ctypes
 import os
 import sys
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,7 +29,8 @@ def start() -> tuple[int, int, torch.device]:
     if cuda:
         torch.cuda.set_device(device)
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo")
+        # The others wait while the first one simulates data or scores results: longer than nccl's ten minutes.
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(hours=4), device_id=device if cuda else None)
     return rank, world, device
 
 
@@ -53,6 +57,12 @@ def wait_for_all() -> None:
     """Go on when every process has come here."""
     if world_size() > 1:
         dist.barrier()
+
+
+def finish(device: torch.device) -> None:
+    """Go on when a GPU has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def world_size() -> int:
@@ -104,6 +114,14 @@ def gather(value: object) -> list:
     return values
 
 
+def of_first(make: Callable[[], Any]) -> Any:
+    """What the first process makes, in every process: for what takes long, is large, and is the same for all."""
+    made = [make() if rank() == 0 else None]
+    if world_size() > 1:
+        dist.broadcast_object_list(made)
+    return made[0]
+
+
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm over (N, C) or (N, C, H, W) with the statistics of the global batch, for any N.
 
@@ -135,8 +153,9 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         axes = [d for d in range(x.dim()) if d != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
         x32 = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        total = dist_fn.all_reduce(torch.cat([x32.new_tensor([per_channel]), x32.sum(axes)]))
-        if (count := total[0]) < 2:
+        total = dist_fn.all_reduce(torch.cat([x32.new_full((1,), per_channel), x32.sum(axes)]))
+        count = total[0]
+        if per_channel < 2 and count < 2:  # where one has two values no process waits to hear it
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         # Two messages rather than one with sums of squares: E[x^2] - E[x]^2 loses the digits that a "same curve" needs.
         mean = total[1:] / count

@@ -268,10 +268,15 @@ class RDD(nn.Module):
         # UNSPECIFIED: where psi stands. Eq. 8 prints phi(psi(Rhat)): psi before RoI Align (map-first), but of a region normalised
         # before. A distribution over the student's channels cannot meet one over the teacher's, though, and Eq. 3 needs both:
         # psi-first crops, adapts, normalises. So psi's batch norm sees the whole map, or the crops alone.
-        region_s = roi_align(self.psi(neck_s) if cfg.psi_order == "map-first" else neck_s, regions, out_s.geometry, cfg.roi_size)
+        map_s = self.adapt(neck_s) if cfg.psi_order == "map-first" else neck_s
+        region_s = roi_align(map_s, regions, out_s.geometry, cfg.roi_size)
         region_t = roi_align(out_t.neck.float(), regions, out_t.geometry, cfg.roi_size)
-        region_s = normalise(self.psi(region_s) if cfg.psi_order == "psi-first" else region_s, *how)
-        return self.psi(region_s) if cfg.psi_order == "normalise-first" else region_s, normalise(region_t, *how)
+        region_s = normalise(self.adapt(region_s) if cfg.psi_order == "psi-first" else region_s, *how)
+        return self.adapt(region_s) if cfg.psi_order == "normalise-first" else region_s, normalise(region_t, *how)
+
+    def adapt(self, features_s: Tensor) -> Tensor:
+        """psi, in any precision, with float32 behind it: `roi_align` would round positions, too, to the features' halves."""
+        return self.psi(features_s).float()
 
 
 def summary(seen: dict[str, Tensor]) -> dict[str, float]:

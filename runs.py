@@ -90,6 +90,7 @@ class RunFolder:
         self.teacher = fingerprint(teacher) if teacher else ""
         self.seconds = 0.0  # spent training, evaluation left out
         self.best = -1.0
+        self.unevaluated = False  # the evaluation that is due at the step of last.pt has still to be done
 
     def restore(self) -> int:
         """The step to go on from: 0 in a new folder, else where last.pt stands. Raises InputError for another config."""
@@ -107,6 +108,7 @@ class RunFolder:
         if content["scaler"]:  # empty when the run began without mixed precision
             self.scaler.load_state_dict(content["scaler"])
         self.seconds, self.best = content["seconds"], content["best"]
+        self.unevaluated = content.get("unevaluated", False)
         if parallel.rank() == 0:
             self._forget_after(content["step"])
         return content["step"]
@@ -123,13 +125,14 @@ class RunFolder:
         (self.path / "metrics.jsonl").write_text("")
 
     def _forget_after(self, step: int) -> None:
-        """Drop log lines of steps that were done after the checkpoint and will be done again, and a line cut in two."""
+        """Drop log lines of what was done after the checkpoint and will be done again, and a line cut in two."""
         path = self.path / "metrics.jsonl"
         kept = []
         for line in path.read_text().splitlines() if path.is_file() else []:
             try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
+                done = json.loads(line)
+                again = done["step"] > step or (done["kind"] == "eval" and done["step"] == step and self.unevaluated)
+                kept += [line + "\n"] * (not again)
             except json.JSONDecodeError:  # the process was killed, or the disk full, in the middle of it
                 continue
         path.write_text("".join(kept))
@@ -139,17 +142,19 @@ class RunFolder:
             with open(self.path / "metrics.jsonl", "a") as file:
                 file.write(json.dumps({"kind": kind, **record, "seconds": round(seconds, 2)}) + "\n")
 
-    def evaluate(self, step: int, epoch: float, validation: "Kitti", device: Any) -> None:
-        result = evaluate_detector(self.student, validation, device)
+    def evaluate(self, step: int, epoch: float, validation: "Kitti", device: Any, workers: int = 0) -> None:
+        result = evaluate_detector(self.student, validation, device, workers=workers)
         self.student.train()
         score = headline(result)
         self.log("eval", {"step": step, "epoch": epoch, **score, "result": result}, self.seconds)
         if parallel.rank() == 0:
             print(f"{self.path.name}: epoch {epoch:g}: " + ", ".join(f"{k} {v:.2f}" for k, v in score.items()))
+        self.unevaluated = False
         value = next(iter(score.values()))
         if value > self.best:
             self.best = value
             self.save(step, "best.pt")
+        self.save(step)
 
     def save(self, step: int, name: str = "last.pt") -> None:
         """Raises InputError instead when a weight is NaN or infinite: the loss of a last step comes before its update."""
@@ -159,6 +164,7 @@ class RunFolder:
         if parallel.rank() == 0:
             save_checkpoint(self.path / name, {
                 "format": 1, "config": to_json(self.cfg), "step": step, "seconds": self.seconds, "best": self.best,
+                "unevaluated": self.unevaluated,
                 "model": self.student.state_dict(), "distil": self.distil.state_dict() if self.distil else {},
                 "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
                 "teacher": self.teacher})  # fmt: skip

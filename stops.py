@@ -1,9 +1,9 @@
 """Stops: a training run, looked at while it trains.   (reads after: curves.py  next: disparity.py, plane.py)
 
 `train(..., stop_after=step)` leaves a run at a step and later goes on exactly, so a run that is trained in slices IS the
-run trained at once, bit for bit. `stops` trains one from stop to stop and hands out the student as it is there. What a
-stop holds is kept in the run's folder, stop-STEP.pt: the same command goes on where it was left, and two programs that
-look at the same run (the same --out and --stops) train it once.
+run trained at once, bit for bit (on a GPU: to rounding). `stops` trains one from stop to stop and hands out the student as
+it is there. What a stop holds is kept in the run's folder, stop-STEP.pt: the same command goes on where it was left, and
+two programs that look at the same run (the same --out and --stops) train it once.
 """
 
 from argparse import Namespace

@@ -8,8 +8,9 @@
 
 --teacher and --student take a preset or a checkpoint; without a value, the data set's default pair. A teacher given by
 preset is trained first, or taken from runs/ if it is there. Without data on the disk the simulated set is made and
-used. A run is a folder, runs/NAME; the same command continues it where it stopped, exactly. Results: last.pt, best.pt,
-metrics.jsonl. Many processes: torchrun --nproc-per-node 8 train.py ... with the same meaning of every option.
+used. A run is a folder, runs/NAME; the same command continues it where it stopped, exactly (on a GPU: to rounding).
+Results: last.pt, best.pt, metrics.jsonl. Many processes: torchrun --nproc-per-node 8 train.py ... with the same meaning
+of every option. --workers 8 keeps a GPU from waiting for data.
 """
 
 import math
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from data.batch import Batch
-    from data.kitti import Kitti
     from detector import Detector
 
 DEFAULT = "(default)"
+SAVE_EVERY = 900  # seconds between checkpoints, if an epoch is longer
 DEFAULT_ROOT = {"sim": Path("datasets/sim-kitti"), "sim-nuscenes": Path("datasets/sim-nuscenes"),
                 "kitti": Path("datasets/kitti"), "nuscenes": Path("datasets/nuscenes")}  # fmt: skip
 
@@ -50,7 +51,7 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
     from tqdm import tqdm
 
     import parallel
-    from data.batch import TrainingFrames, open_data, report_dropped, steps_per_epoch, training_batches
+    from data.batch import TrainingFrames, object_database, open_data, report_dropped, steps_per_epoch, training_batches
     from detector import build
     from rdd import gradient_norms, summary, total_loss
     from runs import RunFolder
@@ -65,17 +66,19 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
     optimizer = torch.optim.AdamW(parameters, lr=cfg.lr, weight_decay=cfg.weight_decay, betas=(0.95, 0.99))
     amp = parallel.autocast_dtype(cfg.amp, device)
     scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
-    training = TrainingFrames(frames, cfg, object_database(cfg, frames))
-    per_epoch = steps_per_epoch(len(training), cfg.batch_size)
-    last_step = per_epoch * cfg.epochs
     run = RunFolder(folder, cfg, student, distil, optimizer, scaler, teacher)
     step = run.restore()
+    training = TrainingFrames(frames, cfg, object_database(cfg, frames, folder.parent, workers))
+    per_epoch = steps_per_epoch(len(training), cfg.batch_size)
+    last_step = per_epoch * cfg.epochs
     stop = min(last_step, stop_after or last_step)
+    if run.unevaluated:  # it was killed, or failed, in the evaluation after its last save
+        run.evaluate(step, step / per_epoch, validation, device, workers)
 
     student.train()
     batches = training_batches(training, step, stop, workers, rank, world)
     bar = tqdm(batches, total=stop, initial=step, desc=folder.name, unit="step", disable=rank > 0, dynamic_ncols=True)
-    began, reported = time.perf_counter(), set()
+    began, saved, reported = time.perf_counter(), time.perf_counter(), set()
     for batch in bar:
         report_dropped(batch, reported)
         lr, beta1 = one_cycle(step, last_step, cfg.lr)
@@ -88,7 +91,7 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
             loss = total_loss(detection, distillation)
         check_finite({**detection, **distillation}, batch.ids, step)
 
-        # Which term pulls how hard on the student's neck: ten times a run, because it costs extra backward passes.
+        # Which term pulls how hard on the student's neck: about ten times a run, because it costs extra backward passes.
         pulls = {}
         if distil is not None and step % max(1, last_step // 10) == 0:
             terms = {"detection": total_loss(detection, {}), **distillation}
@@ -110,12 +113,14 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
             run.log("train", record, run.seconds + time.perf_counter() - began)
             bar.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
         epoch_ends = step % per_epoch == 0
-        if epoch_ends or step == stop:
+        if epoch_ends or step == stop or time.perf_counter() - saved > SAVE_EVERY:
+            parallel.finish(device)  # else a GPU would be timed without its last step
             run.seconds += time.perf_counter() - began
-            if step == last_step or (epoch_ends and step // per_epoch % cfg.eval_every == 0):
-                run.evaluate(step, step / per_epoch, validation, device)
-            run.save(step)
-            began = time.perf_counter()
+            run.unevaluated = step == last_step or (epoch_ends and step // per_epoch % cfg.eval_every == 0)
+            run.save(step)  # before the evaluation: what fails there costs no training
+            if run.unevaluated:
+                run.evaluate(step, step / per_epoch, validation, device, workers)
+            began = saved = time.perf_counter()
     return student.eval()
 
 
@@ -175,26 +180,6 @@ def check_finite(terms: dict[str, "Tensor"], ids: list[str], step: int) -> None:
 
 
 # ------------------------------------------------------------------ data
-
-
-def object_database(cfg: Config, frames: "Kitti") -> Any:
-    """The objects that ground-truth paste draws from, or None when it is off. Built once, cached in the data's root."""
-    if not any(cfg.paste):
-        return None
-    import hashlib
-
-    from data.augment import ObjectDatabase
-
-    chosen = hashlib.sha256(repr((frames.ids, cfg.classes, cfg.fov_only, cfg.sweeps)).encode()).hexdigest()[:12]
-    path = Path(cfg.root) / f"objects-{chosen}.npz"
-    if path.is_file():
-        return ObjectDatabase.load(path)
-    database = ObjectDatabase.build(frames, cfg.classes)
-    try:
-        database.save(path)
-    except OSError:
-        print(f"{path}: cannot be written; the objects for ground-truth paste stay in memory")
-    return database
 
 
 def prepare_data(cfg: Config, workers: int) -> Config:
@@ -331,12 +316,12 @@ def run_jobs(cfg_t: Config | None, checkpoint: Path | None, cfg_s: Config | None
             teacher = train(cfg_t, args["runs"] / name, None, args["workers"], None if cfg_s else args["stop_after"])
     if cfg_s is None:
         return
-    if teacher is not None:
+    if teacher is not None and not (folder / "last.pt").is_file():
         # A teacher that was loaded wrongly teaches nonsense, silently: look at its AP before a long run.
         import parallel
 
         _, _, device = parallel.start()
-        score = headline(evaluate_detector(teacher.to(device), open_data(cfg_s, "val"), device))
+        score = headline(evaluate_detector(teacher.to(device), open_data(cfg_s, "val"), device, workers=args["workers"]))
         if parallel.rank() == 0:
             print("teacher: " + ", ".join(f"{k} {v:.2f}" for k, v in score.items()) + "  (if this is low, stop here)")
     train(cfg_s, folder, teacher, args["workers"], args["stop_after"])

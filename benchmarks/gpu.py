@@ -9,6 +9,7 @@
 Times are CUDA events. Without a GPU every row says "not measured"; and these lines have not been run on one yet.
 """
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -50,17 +51,24 @@ def seconds(function: Callable[[], object], times: int) -> list[float]:
 
 @contextmanager
 def precision(name: str) -> Iterator[None]:
-    """What --amp, and the switches of torch, make of a precision."""
+    """What --amp, and the switches of torch and spconv, make of a precision."""
     import torch
 
+    import sparse
+
     dtype = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(name.split(",")[0])
-    switches = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name != "float32"
+    switches = [(torch.backends.cuda.matmul, "allow_tf32"), (torch.backends.cudnn, "allow_tf32")]
+    if sparse.find_spconv():
+        switches.append((importlib.import_module("spconv.constants"), "SPCONV_ALLOW_TF32"))  # its own; read in every call
+    before = [getattr(*switch) for switch in switches]
+    for switch in switches:
+        setattr(*switch, name != "float32")
     try:
         with torch.autocast("cuda", dtype, enabled=dtype is not None):
             yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = switches
+        for switch, value in zip(switches, before, strict=True):
+            setattr(*switch, value)
 
 
 def on_gpu(name: str):
@@ -121,7 +129,7 @@ def latency_row(name: str) -> Row:
     detector.eval()
 
     def call() -> None:
-        with torch.no_grad():
+        with torch.no_grad(), precision("float32"):
             detector.decode(detector(detector.prepare(batch)))
 
     found = quantiles(seconds(call, LATENCY_RUNS), n=10)

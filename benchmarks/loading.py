@@ -34,7 +34,7 @@ def data_sets(folder: Path):
                                            batch_size=2, sweeps=10, root=str(folder))}  # fmt: skip
     for name, cfg in cfgs.items():
         frames = kitti() if name == "KITTI" else open_data(cfg, "train")
-        yield name, TrainingFrames(frames, cfg, ObjectDatabase.build(frames, cfg.classes))
+        yield name, TrainingFrames(frames, cfg, ObjectDatabase.build(folder / f"objects-{len(name)}", frames, cfg.classes))
 
 
 def every(frames, keys) -> list:

@@ -6,13 +6,18 @@ dims: N points · M boxes (M, 7), or (M, 9) with velocities vx, vy, which turn a
 """
 
 import os
+import shutil
+import socket
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from boxes import overlap_bev, points_in_boxes, wrap_angle
@@ -104,54 +109,83 @@ class ObjectDatabase:
     names: np.ndarray  # (n,) str
     boxes: np.ndarray  # (n, 7 or 9) float32
     begin: np.ndarray  # (n + 1,) int64: object i has points[begin[i] : begin[i + 1]]
-    points: np.ndarray  # float32, with the columns of a frame's points
+    points: np.ndarray  # float32, with the columns of a frame's points; a view of the file, which all processes share
 
     def __len__(self) -> int:
         return len(self.names)
 
-    @classmethod
-    def build(cls, frames: Sequence[Frame], classes: Sequence[str], min_points: int = 5) -> "ObjectDatabase":
-        """Every object of `classes` with at least `min_points` points. Where the data set grades its objects
-        (`difficulty`, KITTI), those beyond its levels are left out. Raises InputError when no object is left."""
-        names, boxes, points = [], [], []
-        for i in tqdm(range(len(frames)), desc="cutting out objects", unit="frame", leave=False, disable=None):
-            frame = frames[i]
-            level = frames.difficulty(i) if hasattr(frames, "difficulty") else np.zeros(len(frame.names))
-            for k, name in enumerate(frame.names):
-                inside = _points_in_box(frame.points, frame.boxes[k]) if name in classes and level[k] >= 0 else ()
-                if len(inside) >= max(min_points, 1):
-                    names.append(name)
-                    boxes.append(frame.boxes[k])
-                    points.append(frame.points[inside])
-        if not names:
-            raise InputError(f"ground-truth paste: expected objects ({', '.join(classes)}) of at least {min_points} points, "
-                             f"found none; switch it off with --paste 0")  # fmt: skip
-        begin = np.cumsum([0] + [len(p) for p in points])
-        return cls(np.array(names), np.stack(boxes), begin, np.concatenate(points))
+    @cached_property
+    def rows(self) -> dict[str, np.ndarray]:
+        """{class: its objects}."""
+        return {str(name): np.flatnonzero(self.names == name) for name in np.unique(self.names)}
 
-    def save(self, path: Path) -> None:
-        """One .npz, written under a temporary name and moved into place: nobody ever reads half of it."""
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    @classmethod
+    def build(cls, folder: Path, frames: Sequence[Frame], classes: Sequence[str], min_points: int = 5,
+              workers: int = 0) -> "ObjectDatabase":  # fmt: skip
+        """Every object of `classes` with at least `min_points` points, into a new folder. Where the data set grades its objects
+        (`difficulty`, KITTI), those beyond its levels are left out. The points, 13 GB of nuScenes' ten sweeps, go to the disk
+        as they are cut. Written under a temporary name and moved into place: nobody ever reads half of it.
+
+        Raises InputError when no object is left, OSError when the folder cannot be written.
+        """
+        names, boxes, begin = [], [], [0]
+        temporary = folder.with_name(f"{folder.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+        temporary.mkdir(parents=True)
         try:
-            with open(temporary, "wb") as file:
-                np.savez(file, names=self.names, boxes=self.boxes, begin=self.begin, points=self.points)
-            os.replace(temporary, path)
+            with open(temporary / "points.bin", "wb") as file:
+                cut = DataLoader(_Cut(frames, classes, max(min_points, 1)), None, num_workers=workers, collate_fn=_as_it_is,
+                                 generator=torch.Generator())  # its own: torch's global random state stays as it is  # fmt: skip
+                for found in tqdm(cut, desc="cutting out objects", unit="frame", leave=False, disable=None):
+                    for name, box, points in found:
+                        names.append(name)
+                        boxes.append(box)
+                        begin.append(begin[-1] + len(points))
+                        file.write(points.tobytes())
+            if not names:
+                raise InputError(f"ground-truth paste: expected objects ({', '.join(classes)}) of at least {min_points} points, "
+                                 f"found none; switch it off with --paste 0")  # fmt: skip
+            np.savez(temporary / "objects.npz", names=np.array(names), boxes=np.stack(boxes), begin=np.array(begin))
+            with suppress(OSError):  # another process was first
+                os.rename(temporary, folder)
         finally:
-            temporary.unlink(missing_ok=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+        return cls.load(folder)
 
     @classmethod
-    def load(cls, path: Path) -> "ObjectDatabase":
-        """Raises InputError when the file is not one that `save` wrote."""
+    def load(cls, folder: Path) -> "ObjectDatabase":
+        """Raises InputError when the folder is not one that `build` wrote."""
         try:
-            with np.load(path, allow_pickle=False) as file:
-                database = cls(file["names"], file["boxes"], file["begin"], file["points"])
-            if not len(database) == len(database.boxes) == len(database.begin) - 1:
+            with np.load(folder / "objects.npz", allow_pickle=False) as file:
+                names, boxes, begin = file["names"], file["boxes"], file["begin"]
+            if not len(names) == len(boxes) == len(begin) - 1:
                 raise ValueError("arrays of different lengths")
-            if database.begin[-1] != len(database.points):
-                raise ValueError(f"{len(database.points)} points, not {database.begin[-1]}")
+            points = np.memmap(folder / "points.bin", dtype=np.float32, mode="r")
+            if not begin[-1] or len(points) % begin[-1]:
+                raise ValueError(f"{len(points)} numbers, not those of {begin[-1]} points")
         except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path}: expected an object database, found {error}; delete it to have it rebuilt") from None
-        return database
+            raise InputError(f"{folder}: expected an object database, found {error}; delete it to have it rebuilt") from None
+        return cls(names, boxes, begin, points.reshape(begin[-1], -1))
+
+
+class _Cut(Dataset):
+    """Of each frame the objects worth pasting: [(class, box, points inside)]."""
+
+    def __init__(self, frames: Sequence[Frame], classes: Sequence[str], min_points: int) -> None:
+        self.frames, self.classes, self.min_points = frames, classes, min_points
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, i: int) -> list[tuple[str, np.ndarray, np.ndarray]]:
+        frame = self.frames[i]
+        level = self.frames.difficulty(i) if hasattr(self.frames, "difficulty") else np.zeros(len(frame.names))
+        wanted = [k for k, name in enumerate(frame.names) if name in self.classes and level[k] >= 0]
+        inside = {k: _points_in_box(frame.points, frame.boxes[k]) for k in wanted}
+        return [(frame.names[k], frame.boxes[k], frame.points[inside[k]]) for k in wanted if len(inside[k]) >= self.min_points]
+
+
+def _as_it_is(found: list) -> list:
+    return found  # a DataLoader would make tensors of it
 
 
 def paste(frame: Frame, rng: np.random.Generator, database: ObjectDatabase, counts: dict[str, int]) -> Frame:
@@ -181,8 +215,7 @@ def paste(frame: Frame, rng: np.random.Generator, database: ObjectDatabase, coun
 
 def _draw(rng: np.random.Generator, database: ObjectDatabase, name: str, count: int) -> list[int]:
     """Up to `count` different objects of a class."""
-    of_class = np.flatnonzero(database.names == name)
-    return rng.permutation(of_class)[: max(0, count)].tolist()
+    return rng.permutation(database.rows.get(name, np.zeros(0, dtype=np.int64)))[: max(0, count)].tolist()
 
 
 def _points_in_box(points: np.ndarray, box: np.ndarray) -> np.ndarray:

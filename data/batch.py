@@ -7,8 +7,13 @@ processes changes nothing, resuming at step s needs no saved random state, and t
 taking every second of its frames.
 """
 
-from collections.abc import Iterator
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,6 +93,24 @@ def open_data(cfg: Config, split: str) -> "Kitti | NuScenes":
     return Kitti(cfg.root, split, cfg.frames, cfg.fov_only)
 
 
+def object_database(cfg: Config, frames: "Kitti | NuScenes", spare: Path, workers: int = 0) -> ObjectDatabase | None:
+    """The objects that ground-truth paste draws from, or None when it is off. Cut out once, by the first process of a machine,
+    for which the others wait; kept in the data's root or, where nothing can be written there, in the folder `spare`."""
+    if not any(cfg.paste):
+        return None
+    chosen = hashlib.sha256(repr((frames.ids, cfg.classes, cfg.fov_only, cfg.sweeps)).encode()).hexdigest()[:12]
+    places = [folder / f"objects-{chosen}" for folder in (Path(cfg.root), spare)]
+    first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    while not (found := next((path for path in places if path.is_dir()), None)):
+        if first:
+            try:
+                return ObjectDatabase.build(places[0], frames, cfg.classes, workers=workers)
+            except OSError:
+                return ObjectDatabase.build(places[1], frames, cfg.classes, workers=workers)
+        time.sleep(1)  # no barrier: nccl gives up after ten minutes, and ten sweeps of nuScenes take twenty
+    return ObjectDatabase.load(found)
+
+
 class TrainingFrames(Dataset):
     """The augmented view of a data set; an item is asked for by (epoch, index)."""
 
@@ -142,8 +165,16 @@ def training_batches(frames: TrainingFrames, first_step: int, last_step: int, wo
             batch = order[position * cfg.batch_size : (position + 1) * cfg.batch_size]
             yield [(epoch, int(index)) for index in batch[rank::world]]
 
-    yield from DataLoader(frames, batch_sampler=list(keys()), num_workers=workers,
-                          collate_fn=_Collate(cfg), persistent_workers=False)  # fmt: skip
+    yield from load(frames, keys(), cfg, workers)
+
+
+def load(frames: Dataset, batches: Iterable[Sequence[Any]], cfg: Config, workers: int = 0) -> Iterator[Batch]:
+    """A Batch of each list of items of a data set, read by so many processes; torch's global random state stays as it is."""
+    try:
+        yield from DataLoader(frames, batch_sampler=batches, num_workers=workers, collate_fn=_Collate(cfg),
+                              generator=torch.Generator())  # fmt: skip
+    except InputError as error:  # of another process it comes with its traceback: the line that it would be in this one
+        raise InputError(str(error).rpartition("cli.InputError: ")[2].strip()) from None
 
 
 class _Collate:

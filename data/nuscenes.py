@@ -1,5 +1,7 @@
 """nuScenes: a root of the official layout -> `Frame`s of several sweeps.   (after: nuscenes_tables.py; next: batch.py)
 
+    python -m data.nuscenes DIR --version v1.0-trainval      what a root holds, problems too
+
 A root holds the tables (v1.0-mini/*.json, ...) and the clouds, samples/LIDAR_TOP (key frames) and sweeps/LIDAR_TOP (the
 turns between them). Three frames of reference meet here, each a translation and a rotation away from the next:
 
@@ -12,14 +14,15 @@ nuScenes mounts its sensor a quarter turn to the right. As in all published mode
 dims: N points · M boxes of a frame · L scans of a frame, the key frame first
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from cli import InputError
+from cli import ArgumentParser, InputError, run_cli
 from data import Frame
-from data.nuscenes_tables import Scan, Tables
+from data.nuscenes_tables import CLASS_OF, SCENES, Scan, Tables
 
 MOVING = 0.2  # m/s
 COLUMNS = 5  # of a .pcd.bin: x, y, z, intensity 0 .. 255, ring; float32
@@ -141,6 +144,7 @@ class NuScenes:
         if missing:
             some = ",".join(complete[:3]) + ",..." * (len(complete) > 3)
             advice = f"; {len(complete)} samples have all: --frames {some}" if some and hint else ""
+            advice += f", or whole scenes: python -m data.nuscenes {self.root} --splits" if len(complete) > 3 and hint else ""
             raise InputError(f"{self.root}: expected {len(needed)} clouds, found {len(needed) - len(missing)} (missing: "
                              f"{', '.join(list(missing)[:3])}{', ...' * (len(missing) > 3)}){advice}")  # fmt: skip
 
@@ -238,3 +242,56 @@ def balanced_indices(rng: np.random.Generator, present: Sequence[Sequence[str]],
     # Written as the reference rounds it: its int() turns a quotient just below a whole number into one less.
     draws = [int(len(frames) * ((1 / len(classes)) / (len(frames) / pairs))) if len(frames) else 0 for frames in of_class]
     return np.concatenate([rng.choice(frames, n) if n else frames[:0] for frames, n in zip(of_class, draws)])
+
+
+# ------------------------------------------------------------------ what a root holds
+
+
+def broken_clouds(tables: Tables, sweeps: int) -> dict[str, list[str]]:
+    """{scene: what is wrong with the clouds of its samples}: missing, empty, or of a size that holds no whole points."""
+    from tqdm import tqdm
+
+    scene, wrong = dict(zip(tables.samples, tables.scene_of(tables.samples), strict=True)), {}
+    seen = {scan.file: id for id in tables.samples for scan in tables.scans(id, sweeps)}
+    for file, id in tqdm(seen.items(), desc="looking at clouds", unit="file", leave=False, disable=None):
+        path = tables.root / file
+        size = path.stat().st_size if path.is_file() else None
+        if not size or size % (4 * COLUMNS):
+            wrong.setdefault(scene[id], []).append(f"{file}: " + ("missing" if size is None else f"{size} bytes"))
+    return wrong
+
+
+def main() -> None:
+    """`python -m data.nuscenes ROOT`: a table, then one line for each scene with problems; status 1 if there is any."""
+    parser = ArgumentParser(prog="python -m data.nuscenes", description="What a nuScenes root holds, problems too.")
+    parser.add_argument("root", help="the folder that holds samples/, sweeps/ and the tables' folder")
+    parser.add_argument("--version", default="v1.0-trainval", metavar="V", help="which tables [%(default)s]")
+    parser.add_argument("--sweeps", type=int, default=10, metavar="X", help="scans of a frame that are looked for [%(default)s]")
+    parser.add_argument("--splits", action="store_true", help="of a download in parts: write ROOT/splits.json, so that "
+                        "train and val of v1.0-trainval are their scenes without problems")  # fmt: skip
+    args = parser.parse_args()
+    if args.splits and args.version != "v1.0-trainval":
+        raise InputError(f"--splits: expected --version v1.0-trainval, which comes in parts; found {args.version}")
+    tables = Tables(args.root, args.version)
+    wrong = broken_clouds(tables, max(1, args.sweeps))
+    whole = [name for name in tables.scenes if name not in wrong]
+    print(f"{tables.root}: {len(tables.samples)} samples, {len(whole)} of {len(tables.scenes)} scenes without problems")
+    print(f"{'class':<22}{'objects':>9}{'without points':>16}{'points (median)':>17}")
+    kinds, hits = np.array(tables.classes(slice(None)), dtype=object), tables.columns["annotation_lidar_points"]
+    for name in sorted(set(CLASS_OF.values()), key=lambda name: -(kinds == name).sum()):
+        points = hits[kinds == name]
+        print(f"{name:<22}{len(points):>9}{(points == 0).sum():>16}{np.median(points) if len(points) else 0:>17.0f}")
+    for name, found in wrong.items():
+        print(f"problem: {name}: {len(found)} clouds, {'; '.join(found[:2])}{'; ...' * (len(found) > 2)}")
+    print("no problems found" if not wrong else f"{len(wrong)} scenes have problems")
+    if args.splits:
+        chosen = {"train": [name for name in whole if name not in SCENES["val"]],
+                  "val": [name for name in whole if name in SCENES["val"]]}  # fmt: skip
+        path = tables.root / "splits.json"
+        path.write_text(json.dumps(chosen, indent=1) + "\n")
+        print(f"{path}: " + ", ".join(f"{len(found)} scenes of {split}" for split, found in chosen.items()))
+    raise SystemExit(bool(wrong) and not args.splits)
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -17,7 +17,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from functools import cached_property
@@ -112,7 +112,7 @@ class Tables:
         stamp = np.array([FORMAT] + [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths])
         cache = self.folder / CACHE
         self.columns = _load(cache, stamp) or _save(cache, _build(self.folder) | {"stamp": stamp})
-        self.samples, self._scenes, self._categories, self._attributes = (  # samples: their tokens, in the table's order
+        self.samples, self.scenes, self._categories, self._attributes = (  # samples: their tokens, in the table's order
             [word.decode() for word in self.columns[name].tolist()] for name in ("sample", "scene", "category", "attribute"))
         self._row = {token: i for i, token in enumerate(self.samples)}
 
@@ -121,18 +121,22 @@ class Tables:
         {split: [scene names]}: VERSION/splits.json, where the devkit looks for names that are not official, and
         ROOT/splits.json, which goes before the official lists too."""
         path = self.root / "splits.json"
-        own, every = _own_splits(path), set(self._scenes)
+        own, every = _own_splits(path), set(self.scenes)
         official = SCENES | {"train": every - SCENES["val"], "test": every, "all": every}
         known = _own_splits(self.folder / path.name) | official | own
         if name not in known:
             raise InputError(f"expected a split, found {name!r}{did_you_mean(name, known)}")
         if name in VERSION_OF and name not in own and not self.version.endswith(VERSION_OF[name]):
             raise InputError(f"split {name}: expected a version v1.0-{VERSION_OF[name]}, found {self.version} in {self.root}")
-        chosen = np.array([scene in known[name] for scene in self._scenes], dtype=bool)[self.columns["sample_scene"]]
+        chosen = np.array([scene in known[name] for scene in self.scenes], dtype=bool)[self.columns["sample_scene"]]
         if not chosen.any():
             raise InputError(f"{self.folder / 'scene.json'}: expected scenes of the split {name}, found others ("
-                             f"{', '.join(self._scenes[:3])}, ...); your own splits: {path}, {{split: [scene names]}}")
+                             f"{', '.join(self.scenes[:3])}, ...); your own splits: {path}, {{split: [scene names]}}")
         return [self.samples[i] for i in np.flatnonzero(chosen)]
+
+    def scene_of(self, samples: Sequence[str]) -> list[str]:
+        """The name of the scene of each sample."""
+        return [self.scenes[k] for k in self.columns["sample_scene"][[self.row(token) for token in samples]]]
 
     def annotations(self, sample_token: str, category: str = "") -> list[Annotation]:
         """The labels of a key frame (of one category), in the order of the table. Raises InputError for a label of the

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely.geometry import Polygon
@@ -192,19 +193,24 @@ def test_limits_are_kept_and_reached():
 # ------------------------------------------------------------------ ground-truth paste
 
 
-def database_of(frames: list[Frame], **options) -> ObjectDatabase:
-    return ObjectDatabase.build(frames, ("Car", "Pedestrian", "Cyclist"), **options)
+@pytest.fixture(scope="module")
+def database_of(tmp_path_factory):
+    def build(frames: list[Frame], **options) -> ObjectDatabase:
+        folder = tmp_path_factory.mktemp("database") / "objects"
+        return ObjectDatabase.build(folder, frames, ("Car", "Pedestrian", "Cyclist"), **options)
+
+    return build
 
 
 @pytest.fixture(scope="module")
-def database() -> ObjectDatabase:
+def database(database_of) -> ObjectDatabase:
     return database_of([scene(seed, objects=12) for seed in range(100, 108)])
 
 
 COUNTS = {"Car": 8, "Pedestrian": 5, "Cyclist": 6}
 
 
-def test_database_holds_every_wanted_object_with_exactly_its_points():
+def test_database_holds_every_wanted_object_with_exactly_its_points(database_of):
     frames = [scene(seed) for seed in range(5)]
     database = database_of(frames)
     expected = [(name, box, inside(frame.points, box)) for frame in frames for name, box in zip(frame.names, frame.boxes)]
@@ -216,7 +222,7 @@ def test_database_holds_every_wanted_object_with_exactly_its_points():
 
 
 @pytest.mark.parametrize("count, kept", [(4, 0), (5, 1)])
-def test_objects_with_few_points_are_not_worth_pasting(count, kept):
+def test_objects_with_few_points_are_not_worth_pasting(database_of, count, kept):
     car = np.array([[20, 3, -1, 4, 2, 1.5, 0.3]], np.float32)
     points = np.tile(np.array([[20, 3, -1, 0.5]], np.float32), (count, 1))
     walker = scene(0, objects=0, clutter=0)
@@ -226,7 +232,7 @@ def test_objects_with_few_points_are_not_worth_pasting(count, kept):
     assert database.names.tolist() == ["Car"] * kept + ["Pedestrian"]
 
 
-def test_objects_beyond_the_data_sets_levels_are_left_out():
+def test_objects_beyond_the_data_sets_levels_are_left_out(database_of):
     class Graded(list):
         def difficulty(self, _: int) -> np.ndarray:
             return np.array([0, -1, 2, -1, 1, 0])
@@ -236,64 +242,84 @@ def test_objects_beyond_the_data_sets_levels_are_left_out():
     assert np.array_equal(database_of(frames).boxes, frame.boxes[[0, 2, 4, 5]])
 
 
-def test_no_object_at_all_is_an_input_error():
+def test_no_object_at_all_is_an_input_error(database_of):
     for frames in ([nothing()], [scene(0, objects=0)], []):
         with pytest.raises(InputError, match="found none; switch it off with --paste 0$"):
             database_of(frames)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("velocities", [False, True])
-def test_database_survives_its_file(tmp_path, velocities):
-    database = database_of([scene(seed, velocities=velocities, columns=5) for seed in range(3)])
-    database.save(tmp_path / "objects.npz")
-    again = ObjectDatabase.load(tmp_path / "objects.npz")
-    for name, array in vars(database).items():
-        assert np.array_equal(getattr(again, name), array) and getattr(again, name).dtype == array.dtype, name
-    assert os.listdir(tmp_path) == ["objects.npz"], "the temporary file is gone"
+def test_database_survives_its_folder_whoever_cut_it_out(tmp_path, velocities, workers):
+    frames = [scene(seed, velocities=velocities, columns=5) for seed in range(5)]
+    state = torch.get_rng_state()
+    database = ObjectDatabase.build(tmp_path / "objects", frames, ("Car", "Pedestrian"), workers=workers)
+    assert torch.equal(torch.get_rng_state(), state), "what is trained next does not depend on it"
+    again = ObjectDatabase.load(tmp_path / "objects")
+    expected = [(name, box, frame.points[inside(frame.points, box)]) for frame in frames
+                for name, box in zip(frame.names, frame.boxes) if name in ("Car", "Pedestrian")]  # fmt: skip
+    for found in (database, again):
+        assert found.names.tolist() == [name for name, *_ in expected] and found.points.dtype == found.boxes.dtype == np.float32
+        assert np.array_equal(found.boxes, np.stack([box for _, box, _ in expected]))
+        assert np.array_equal(found.points, np.concatenate([points for *_, points in expected]))
+    assert os.listdir(tmp_path) == ["objects"], "the temporary folder is gone"
 
 
-def test_a_save_that_fails_leaves_the_old_file_alone(tmp_path, database, monkeypatch):
-    path = tmp_path / "objects.npz"
-    database.save(path)
-    before = path.read_bytes()
-
+def test_a_database_that_cannot_be_finished_leaves_nothing(tmp_path, monkeypatch):
     def full_disk(file, **_):
-        file.write(b"half")
         raise OSError("no space left on device")
 
     monkeypatch.setattr(np, "savez", full_disk)
     with pytest.raises(OSError, match="no space"):
-        database.save(path)
-    assert path.read_bytes() == before and os.listdir(tmp_path) == ["objects.npz"]
+        ObjectDatabase.build(tmp_path / "objects", [scene(0)], ("Car", "Pedestrian", "Cyclist"))
+    assert os.listdir(tmp_path) == []
+
+
+def test_of_two_that_build_one_database_both_have_it(tmp_path, monkeypatch):
+    real = np.savez
+
+    def other_first(path, **arrays):
+        monkeypatch.setattr(np, "savez", real)
+        ObjectDatabase.build(tmp_path / "objects", [scene(0)], ("Car", "Pedestrian", "Cyclist"))
+        real(path, **arrays)
+
+    monkeypatch.setattr(np, "savez", other_first)
+    monkeypatch.setattr("os.getpid", iter(range(9)).__next__)
+    second = ObjectDatabase.build(tmp_path / "objects", [scene(0)], ("Car", "Pedestrian", "Cyclist"))
+    first = ObjectDatabase.load(tmp_path / "objects")
+    assert len(first) and np.array_equal(first.points, second.points) and os.listdir(tmp_path) == ["objects"]
 
 
 def break_array(name, change):
-    def write(path, database):
-        np.savez(path, **{**vars(database), name: change(getattr(database, name))})
+    def write(folder, database):
+        arrays = {key: getattr(database, key) for key in ("names", "boxes", "begin")}
+        np.savez(folder / "objects.npz", **{**arrays, name: change(arrays[name])})
 
     return write
 
 
-BROKEN_FILES = {
-    "cut off": lambda path, database: path.write_bytes(path.read_bytes()[:-200]),
-    "empty": lambda path, _: path.write_bytes(b""),
-    "text": lambda path, _: path.write_text("not a database"),
-    "missing": lambda path, _: path.unlink(),
-    "another npz": lambda path, _: np.savez(path, x=np.zeros(3)),
-    "an npy": lambda path, _: np.save(path.open("wb"), np.zeros(3)),
+BROKEN_FOLDERS = {
+    "cut off": lambda folder, _: (folder / "objects.npz").write_bytes((folder / "objects.npz").read_bytes()[:-200]),
+    "empty": lambda folder, _: (folder / "objects.npz").write_bytes(b""),
+    "text": lambda folder, _: (folder / "objects.npz").write_text("not a database"),
+    "missing": lambda folder, _: (folder / "objects.npz").unlink(),
+    "another npz": lambda folder, _: np.savez(folder / "objects.npz", x=np.zeros(3)),
+    "an npy": lambda folder, _: np.save((folder / "objects.npz").open("wb"), np.zeros(3)),
     "pickled names": break_array("names", lambda a: a.astype(object)),
     "fewer boxes": break_array("boxes", lambda a: a[:-1]),
-    "fewer points": break_array("points", lambda a: a[:-1]),
+    "other counts": break_array("begin", lambda a: a * 7 + 1),
+    "no points": lambda folder, _: (folder / "points.bin").unlink(),
+    "fewer points": lambda folder, _: (folder / "points.bin").write_bytes((folder / "points.bin").read_bytes()[:-4]),
 }
 
 
-@pytest.mark.parametrize("spoil", BROKEN_FILES.values(), ids=BROKEN_FILES)
-def test_broken_database_file_is_an_input_error(tmp_path, database, spoil):
-    path = tmp_path / "objects.npz"
-    database.save(path)
-    spoil(path, database)
-    with pytest.raises(InputError, match="objects.npz: expected an object database") as error:
-        ObjectDatabase.load(path)
+@pytest.mark.parametrize("spoil", BROKEN_FOLDERS.values(), ids=BROKEN_FOLDERS)
+def test_broken_database_is_an_input_error(tmp_path, database, spoil):
+    folder = tmp_path / "objects"
+    ObjectDatabase.build(folder, [scene(0)], ("Car", "Pedestrian", "Cyclist"))
+    spoil(folder, database)
+    with pytest.raises(InputError, match="objects: expected an object database") as error:
+        ObjectDatabase.load(folder)
     assert "\n" not in str(error.value)
 
 
@@ -329,7 +355,7 @@ def grid_of_cars(n: int, x0: float) -> tuple[Frame, ...]:
 
 
 @pytest.mark.parametrize("present, limit, added", [(0, 7, 7), (3, 7, 4), (7, 7, 0), (9, 7, 0), (0, 50, 30), (2, 0, 0)])
-def test_paste_fills_up_to_the_count_and_not_beyond(present, limit, added):
+def test_paste_fills_up_to_the_count_and_not_beyond(database_of, present, limit, added):
     """Where nothing collides, exactly count - present objects are added, as many as there are."""
     database = database_of(grid_of_cars(30, 0))
     cars = grid_of_cars(10, 0)[:present]
@@ -340,7 +366,7 @@ def test_paste_fills_up_to_the_count_and_not_beyond(present, limit, added):
     assert pasted.names == ("Car",) * (present + added)
 
 
-def test_objects_of_any_class_are_in_the_way():
+def test_objects_of_any_class_are_in_the_way(database_of):
     database = database_of(grid_of_cars(1, 20))
     for name in ("Car", "Van", "Misc"):
         for shift, free in ((0, False), (1.55, False), (1.65, True)):  # the cars are 1.6 m wide
@@ -349,7 +375,7 @@ def test_objects_of_any_class_are_in_the_way():
             assert len(paste(frame, np.random.default_rng(0), database, {"Car": 2}).boxes) == 1 + free
 
 
-def test_an_object_that_was_dropped_is_in_nobodys_way():
+def test_an_object_that_was_dropped_is_in_nobodys_way(database_of):
     """A stands in the scene, B overlaps A, C overlaps B alone: C is pasted whatever the order."""
     place = {"A": 20.0, "B": 23.0, "C": 26.0}  # 3.9 m long
     boxes = {k: np.array([[x, 0, -1, 3.9, 1.6, 1.5, 0]], np.float32) for k, x in place.items()}
@@ -367,7 +393,7 @@ def test_paste_into_nothing_and_paste_of_nothing(database):
         assert_same(paste(frame, np.random.default_rng(0), database, counts), frame)
 
 
-def test_objects_with_velocities_are_pasted_with_them():
+def test_objects_with_velocities_are_pasted_with_them(database_of):
     database = database_of([scene(seed, velocities=True, columns=5) for seed in range(4)])
     pasted = paste(nothing(5, velocities=True), np.random.default_rng(0), database, COUNTS)
     assert pasted.boxes.shape[1] == 9 and pasted.points.shape[1] == 5

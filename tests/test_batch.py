@@ -9,7 +9,15 @@ import torch
 from cli import InputError
 from data import Frame
 from data.augment import ObjectDatabase, flip_x, flip_y, paste, rotate, scale, shift
-from data.batch import TrainingFrames, collate, report_dropped, steps_per_epoch, training_batches
+from data.batch import (
+    TrainingFrames,
+    collate,
+    load,
+    object_database,
+    report_dropped,
+    steps_per_epoch,
+    training_batches,
+)
 from tests.scenes import tiny_config, tiny_frame, tiny_frames
 
 
@@ -62,8 +70,8 @@ AUGMENTED = {
 
 
 @pytest.fixture(scope="module")
-def database():
-    return ObjectDatabase.build(tiny_frames(6), ("Car", "Pedestrian"))
+def database(tmp_path_factory):
+    return ObjectDatabase.build(tmp_path_factory.mktemp("database") / "objects", tiny_frames(6), ("Car", "Pedestrian"))
 
 
 def equal(a: Frame, b: Frame) -> bool:
@@ -128,3 +136,50 @@ def test_refusals():
         steps_per_epoch(3, 4)
     with pytest.raises(InputError, match="frame 000000: expected 5 values a point, found 4"):
         collate(tiny_frames(1), tiny_config(point_features=5))
+
+
+# ---------------------------------------------------------------- the objects to paste
+
+
+class Listed(list):
+    ids = ("a", "b")
+
+
+def test_objects_are_cut_out_once_by_the_first_process_for_which_the_others_wait(tmp_path, monkeypatch):
+    import data.batch as module
+
+    frames, cfg = Listed(tiny_frames(6)), tiny_config(root=str(tmp_path), paste=(1, 1, 0))
+    waited = []
+
+    def first_process(seconds):
+        waited.append(seconds)
+        if len(waited) == 2:
+            monkeypatch.setenv("LOCAL_RANK", "0")
+            object_database(cfg, frames, tmp_path / "runs")
+            monkeypatch.setenv("LOCAL_RANK", "1")
+
+    monkeypatch.setattr(module.time, "sleep", first_process)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert len(object_database(cfg, frames, tmp_path / "runs")) > 0 and len(waited) == 2
+    monkeypatch.setattr(ObjectDatabase, "build", None)
+    assert len(object_database(cfg, frames, tmp_path / "runs")) > 0, "the second time they are there"
+    assert object_database(replace(cfg, paste=(0, 0, 0)), frames, tmp_path) is None
+
+
+def test_objects_of_data_that_cannot_be_written_to_are_kept_in_the_spare_folder(tmp_path):
+    (tmp_path / "file").write_text("a root in which no folder can be made")
+    frames, cfg = Listed(tiny_frames(6)), tiny_config(root=str(tmp_path / "file"), paste=(1, 1, 0))
+    first, again = (object_database(cfg, frames, tmp_path / "runs") for _ in range(2))
+    assert np.array_equal(first.points, again.points) and len(list((tmp_path / "runs").iterdir())) == 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_wrong_with_a_frame_is_one_line_whoever_reads_it(workers):
+    class Broken(list):
+        def __getitem__(self, i):
+            raise InputError(f"{i}.bin: expected 16 bytes a point, found 3: broken?")
+
+    state = torch.get_rng_state()
+    with pytest.raises(InputError, match=r"^3\.bin: expected 16 bytes a point, found 3: broken\?$"):
+        list(load(Broken(range(9)), [[3, 4], [5]], tiny_config(), workers))
+    assert torch.equal(torch.get_rng_state(), state)

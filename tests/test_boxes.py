@@ -301,6 +301,7 @@ def test_nms_keeps_the_first_of_equals_and_falls_by_score():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_cuda_gives_the_same():
     a, b = random_boxes(300, 30), random_boxes(200, 31)
     scores = torch.linspace(0, 1, 300)

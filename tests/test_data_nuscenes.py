@@ -11,12 +11,13 @@ import torch
 
 import data.nuscenes_tables as tables_module
 from boxes import points_in_boxes, wrap_angle
-from cli import InputError
+from cli import InputError, run_cli
 from data.nuscenes import (
     NuScenes,
     balanced_indices,
     boxes_to_global,
     boxes_to_lidar,
+    main,
     move,
     quaternion_product,
     rotation_matrix,
@@ -614,6 +615,57 @@ def test_broken_cloud_and_bad_options_are_input_errors(root):
     (root / "samples/LIDAR_TOP/lidar-0-1-0.pcd.bin").unlink()
     with pytest.raises(InputError, match="lidar-0-1-0.pcd.bin: cannot be read"):
         data[1]
+
+
+# ------------------------------------------------------------------ python -m data.nuscenes
+
+
+def check(monkeypatch, capsys, *words):
+    monkeypatch.setattr("sys.argv", ["nuscenes", *map(str, words)])
+    with pytest.raises(SystemExit) as status:
+        run_cli(main)
+    return int(status.value.code), *capsys.readouterr()
+
+
+def test_report_on_a_root_counts_and_names_scenes_with_problems(root, tables, monkeypatch, capsys):
+    status, text, errors = check(monkeypatch, capsys, root, "--version", VERSION)
+    scenes = [record["name"] for record in tables["scene"]]
+    lines = text.splitlines()
+    assert (status, errors, lines[-1]) == (0, "", "no problems found")
+    assert lines[0] == f"{root}: {len(tables['sample'])} samples, {len(scenes)} of {len(scenes)} scenes without problems"
+    found = {line.split()[0]: [int(word) for word in line.split()[1:]] for line in lines[2:-1]}
+    kinds = {record["token"]: CLASS_OF.get(record["name"]) for record in tables["category"]}
+    kind = {record["token"]: kinds[record["category_token"]] for record in tables["instance"]}
+    labels = [(kind[a["instance_token"]], a["num_lidar_pts"]) for a in tables["sample_annotation"]]
+    points = {name: [count for of, count in labels if of == name] for name in found}
+    assert found == {name: [len(p), p.count(0), round(np.median(p)) if p else 0] for name, p in points.items()}
+    assert found.keys() == set(CLASS_OF.values())
+
+    (root / "samples/LIDAR_TOP/lidar-0-0-0.pcd.bin").write_bytes(bytes(30))
+    (root / "samples/LIDAR_TOP/lidar-0-1-0.pcd.bin").unlink()
+    status, text, _ = check(monkeypatch, capsys, root, "--version", VERSION)
+    (line,) = [line for line in text.splitlines() if line.startswith("problem: ")]
+    assert status == 1 and line == ("problem: scene-0103: 2 clouds, samples/LIDAR_TOP/lidar-0-0-0.pcd.bin: 30 bytes; "
+                                    "samples/LIDAR_TOP/lidar-0-1-0.pcd.bin: missing")  # fmt: skip
+    assert check(monkeypatch, capsys, root, "--version", VERSION, "--splits")[0] == 2, "the mini version is one part"
+
+
+def test_a_download_in_parts_gets_splits_of_its_complete_scenes(tmp_path, tables, monkeypatch, capsys):
+    from data.simulate_nuscenes import simulate_nuscenes
+
+    root = tmp_path / "parts"
+    simulate_nuscenes(root, train=2, val=2, sweeps=1, samples=(2, 2), progress=False)
+    whole = Tables(root, "v1.0-trainval")
+    lost = {split: whole.scene_of(whole.split(split))[0] for split in ("train", "val")}
+    for split in lost:
+        (root / whole.scans(whole.split(split)[0], 1)[0].file).unlink()
+    with pytest.raises(InputError, match=r"clouds, found .* or whole scenes: python -m data\.nuscenes .* --splits$"):
+        NuScenes(root, "v1.0-trainval", "all", 1)
+    status, text, _ = check(monkeypatch, capsys, root, "--splits", "--sweeps", "1")
+    assert status == 0 and text.endswith("splits.json: 1 scenes of train, 1 scenes of val\n")
+    for split in lost:
+        data = NuScenes(root, "v1.0-trainval", split, 1)
+        assert len(data) == 2 and lost[split] not in data.tables.scene_of(data.ids)
 
 
 # ------------------------------------------------------------------ the real key frame

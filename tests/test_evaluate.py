@@ -118,7 +118,7 @@ def asked(root, monkeypatch) -> list[tuple]:  # noqa: F811
     """What `detect` was asked for: config, frames, batch size. It finds the labels of each frame, but of 000003 the first."""
     asked = []
 
-    def detect(detector, dataset, device, batch_size):
+    def detect(detector, dataset, device, batch_size, workers):
         asked.append((detector.cfg, dataset.ids, batch_size))
         found = {frame.id: (frame.boxes, np.array([0.9, 0.4]) - 0.01 * int(frame.id), frame.names) for frame in dataset}
         return {id: tuple(column[: 1 if id == "000003" else 2] for column in columns) for id, columns in found.items()}
@@ -158,7 +158,7 @@ def test_a_checkpoint_exports_what_it_is_scored_by(root, asked, tmp_path, monkey
 def test_a_nuscenes_checkpoint_exports_what_it_is_scored_by(small, tmp_path, monkeypatch, capsys):  # noqa: F811
     """It finds the labels: every car counts. The exported file, scored by itself, has the same figures."""
 
-    def detect(detector, dataset, device, batch_size):
+    def detect(detector, dataset, device, batch_size, workers):
         frames = [dataset[i] for i in range(len(dataset))]
         return {f.id: (np.nan_to_num(f.boxes), np.linspace(0.9, 0.5, len(f.boxes)), f.names) for f in frames}
 
@@ -174,6 +174,12 @@ def test_a_nuscenes_checkpoint_exports_what_it_is_scored_by(small, tmp_path, mon
                                       "val", "--results", str(out / "results.json"), "--json", str(again)])  # fmt: skip
     evaluate.main()
     assert json.loads(again.read_text()) == found
+
+    monkeypatch.setattr("data.nuscenes.NuScenes.names", lambda *_: ())  # as of the test split: the file is what is wanted
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", saved(tmp_path, cfg), "--export", str(tmp_path / "test")])
+    evaluate.main()
+    assert "results.json: written; these frames have no labels to score it by" in capsys.readouterr().out
+    assert (tmp_path / "test" / "results.json").read_text() == (out / "results.json").read_text()
 
 
 @pytest.mark.parametrize(("options", "ids"), [([], ["000002"]), (["--split", "train"], ["000001", "000003"])])

@@ -38,7 +38,8 @@ def suite(monkeypatch):
 
 
 def given(tmp_path, **changes):
-    chosen = {"variants": list(VARIANTS), "students": ["small"], "seeds": None, "from_seed": 0, "remember": False}
+    chosen = {"variants": list(VARIANTS), "students": ["small"], "seeds": None, "from_seed": 0, "remember": False,
+              "workers": 0}
     return Namespace(**{**chosen, "runs": tmp_path / "runs", "results": tmp_path / "results", **changes})
 
 
@@ -287,6 +288,33 @@ def test_seeds_before_one_are_left_out(suite, root, tmp_path, monkeypatch):  # n
     monkeypatch.setattr(experiments, "run_once", noted)
     run_suite("trial", given(tmp_path, variants=["none"], seeds=3, from_seed=1), str(root))
     assert done == ["big-seed1", "small-none-seed1", "big-seed2", "small-none-seed2"]
+
+
+def test_processes_side_by_side_share_the_cores_and_the_gpus(tmp_path, monkeypatch):
+    class Child:
+        def __init__(self, command, env, **_):
+            said.append((command[-3:], env["CUDA_VISIBLE_DEVICES"]))
+
+        def wait(self):
+            return 0
+
+    monkeypatch.setattr("subprocess.Popen", Child)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    for visible, expected in ((None, ["0", "1", "0"]), ("5,3", ["5", "3", "5"]), ("", ["", "", ""])):
+        said = []
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        experiments.side_by_side(3, ["trial"], tmp_path)
+        assert said == [(["--jobs", "1", "--no-pictures"], gpu) for gpu in expected]
+
+
+def test_torchrun_is_not_for_suites(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["experiments.py", "demo"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="under torchrun: expected one process"):
+        experiments.main()
 
 
 def test_a_suite_of_real_data_asks_for_it(monkeypatch, tmp_path):

@@ -57,7 +57,7 @@ def test_a_teacher_that_remembers_changes_nothing(suite, root, tmp_path, monkeyp
     calls = {}
     for remember in (False, True):
         forwards = calls[remember] = []
-        monkeypatch.setattr(experiments, "price_of", lambda cfg, teacher, forwards=forwards: teacher.register_forward_hook(
+        monkeypatch.setattr(experiments, "price_of", lambda cfg, teacher, _, forwards=forwards: teacher.register_forward_hook(
             lambda *_: forwards.append("asked")) and teacher.encoder.register_forward_hook(
             lambda *_: forwards.append("computed")) and (1.5, 1.1))  # fmt: skip
         folder = tmp_path / str(remember)
@@ -77,12 +77,12 @@ def test_a_teacher_that_remembers_changes_nothing(suite, root, tmp_path, monkeyp
             assert a | {"seconds": 0} == b | {"seconds": 0}
 
 
-def test_what_cannot_be_kept_is_computed(root, tmp_path):  # noqa: F811
+def test_what_cannot_be_kept_is_computed(root, tmp_path, monkeypatch):  # noqa: F811
     import torch
 
     from data.batch import collate, open_data
     from detector import build
-    from fair import remembered
+    from fair import ROOM, remembered
 
     cfg = tiny_config(data="kitti", root=str(root), fov_only=False)
     teacher, data = build(cfg).eval(), open_data(cfg, "val")
@@ -94,6 +94,10 @@ def test_what_cannot_be_kept_is_computed(root, tmp_path):  # noqa: F811
         for damaged in (path.read_bytes()[:100], b"", b"text", pickle.dumps([1], protocol=2)):  # cut off, empty, no tensors
             path.write_bytes(damaged)
             assert remembered(teacher, tmp_path)(x).neck.equal(expected)
+        path.unlink()
+        with monkeypatch.context() as patch:
+            patch.setattr("shutil.disk_usage", lambda _: Namespace(free=ROOM - 1))
+            assert remembered(teacher, tmp_path)(x).neck.equal(expected) and not list(tmp_path.rglob("*.pt")), "a full disk"
         (tmp_path / "file").write_text("in the way")
         assert remembered(teacher, tmp_path / "file")(x).neck.equal(expected)
 

@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from config import Config
-from parallel import BatchNorm, autocast_dtype, average_gradients, gather, mean_over_processes
+from parallel import BatchNorm, autocast_dtype, average_gradients, gather, mean_over_processes, of_first
 
 
 @pytest.mark.parametrize("shape", [(7, 5), (3, 5, 4, 6)])
@@ -77,6 +77,7 @@ def _half(rank: int, x: torch.Tensor, folder: str) -> None:
     loss.backward()
     average_gradients(list(norm.parameters()))
     parts = gather(mine.grad.numpy())
+    assert of_first(lambda: {"made by": rank}) == {"made by": 0}
     if rank == 0:
         x0, x1 = (torch.tensor(part) for part in parts)
         torch.save({"norm": norm.state_dict(), "grad": norm.weight.grad, "x": x0, "x1": x1}, f"{folder}/out.pt")
@@ -104,7 +105,7 @@ def test_alone_everything_is_the_identity():
     p = nn.Parameter(torch.ones(2))
     p.grad = torch.full((2,), 3.0)
     average_gradients([p])
-    assert p.grad.tolist() == [3, 3] and gather("a") == ["a"]
+    assert p.grad.tolist() == [3, 3] and gather("a") == ["a"] and of_first(lambda: "a") == "a"
     assert float(mean_over_processes(torch.tensor(4.0, requires_grad=True))) == 4
 
 

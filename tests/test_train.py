@@ -19,6 +19,7 @@ from data.kitti import objects_from_boxes, read_calibration, write_objects
 from detector import build
 from evaluate import detect, evaluate_detector, headline
 from presets import preset
+from runs import RunFolder
 from tests.scenes import tiny_config, tiny_frames
 from train import check_finite, one_cycle, start_distilling, train
 from weights import load_detector, read_checkpoint
@@ -94,6 +95,45 @@ def test_resuming_is_exact_whatever_the_number_of_workers(root, tmp_path, method
 
 def train_module_teacher(cfg):
     return build(replace(cfg, width=(1.0, 1.0, 1.0), method="none"))
+
+
+def test_an_evaluation_that_fails_costs_no_training(root, tmp_path, monkeypatch):
+    """The checkpoint stands before it; the same command begins with the evaluation, and all ends as if nothing had been."""
+    cfg = config(root, epochs=3, eval_every=2)
+    train(cfg, tmp_path / "whole")
+    real = RunFolder.evaluate
+    for fails_at in (4, 6):
+        def broken(self, step, *rest, fails_at=fails_at):
+            if step == fails_at:
+                real(self, step, *rest)  # and after the line in the log, before it is in the checkpoint
+                content = read_checkpoint(self.path / "last.pt")
+                torch.save({**content, "unevaluated": True}, self.path / "last.pt")
+                raise InputError("a broken cloud")
+            real(self, step, *rest)
+
+        monkeypatch.setattr(RunFolder, "evaluate", broken)
+        with pytest.raises(InputError, match="broken cloud"):
+            train(cfg, tmp_path / "run")
+        assert read_checkpoint(tmp_path / "run" / "last.pt")["step"] == fails_at
+        monkeypatch.setattr(RunFolder, "evaluate", real)
+    train(cfg, tmp_path / "run")
+    a, b = (read_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "run"))
+    assert same(a["model"], b["model"]) and a["best"] == b["best"] and not b["unevaluated"]
+    for kind in ("train", "eval"):
+        assert metrics(tmp_path / "run", kind) == metrics(tmp_path / "whole", kind)
+
+
+def test_a_long_epoch_is_saved_in_between(root, tmp_path, monkeypatch):
+    cfg = config(root, epochs=1)
+    saved, real = [], RunFolder.save
+    monkeypatch.setattr(RunFolder, "save", lambda run, step, *name: saved.append((step, *name)) or real(run, step, *name))
+    train(cfg, tmp_path / "whole")
+    assert {step for step, *_ in saved} == {2}, "short epochs: at their ends"
+    saved.clear()
+    monkeypatch.setattr(train_module, "SAVE_EVERY", 0)
+    train(cfg, tmp_path / "often")
+    assert [step for step, *_ in saved][:2] == [1, 2]
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "often")
 
 
 def test_a_finished_run_is_not_trained_again(root, tmp_path):
