@@ -94,7 +94,7 @@ class Config:
     method: str = opt("none", "what the student learns from its teacher (baselines.py)", DISTIL,
                       ("none", "hinton", "hint", "mimic", "fg", "gid-f", "gid-l", "lad", "pp-logit", "point-distiller", "rdd"))
     kd_weight: float = opt(1.0, "factor on the terms of any method", DISTIL)
-    kd_fade: bool = opt(False, "that factor falls to 0 over the run, linearly; no paper has it", DISTIL)
+    kd_fade: bool = opt(False, "that factor falls linearly to 0 over the run; none of the papers measured here does so", DISTIL)
     normalise: str = opt("none", "Eq. 2 on a region", DISTIL, ("softmax", "none", "standardise"))
     softmax_axis: str = opt("channel", "axis of Eq. 2's softmax", DISTIL, ("channel", "spatial"))
     psi_order: str = opt("psi-first", "where psi, the 1x1 adapter, stands", DISTIL, ("map-first", "psi-first", "normalise-first"))
