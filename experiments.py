@@ -200,7 +200,7 @@ def run_once(suite: str, job: Job, runs: Path, results: Path, keep_outputs: bool
         "suite": suite, "teacher": job.teacher, "student": job.student, "variant": job.variant, "seed": job.cfg.seed,
         "method": job.cfg.method, "epochs": job.cfg.epochs, "steps": evaluations[-1]["step"],
         "seconds": evaluations[-1]["seconds"], "price": price, "price_kept": kept, "shares": shares(lines),
-        "clipped": sum(clipped) / len(clipped),  # at how many of the logged steps the gradient was longer than `clip`
+        "clipped": sum(clipped) / max(1, len(clipped)),  # at how many of the logged steps the gradient was longer than `clip`
         "parameters": count_parameters(detector), "macs": count_macs(detector, sample),
         "scores": [{k: v for k, v in e.items() if k not in ("kind", "result")} for e in evaluations],
         "last": evaluations[-1]["result"], "best": max(evaluations, key=lambda e: e[key])["result"],

@@ -287,8 +287,10 @@ def main() -> None:
     if args.splits:
         chosen = {"train": [name for name in whole if name not in SCENES["val"]],
                   "val": [name for name in whole if name in SCENES["val"]]}  # fmt: skip
+        from evaluate import write_json
+
         path = tables.root / "splits.json"
-        path.write_text(json.dumps(chosen, indent=1) + "\n")
+        write_json(path, (json.loads(path.read_bytes()) if path.is_file() else {}) | chosen)  # other names are the user's own
         print(f"{path}: " + ", ".join(f"{len(found)} scenes of {split}" for split, found in chosen.items()))
     raise SystemExit(bool(wrong) and not args.splits)
 

@@ -661,7 +661,9 @@ def test_a_download_in_parts_gets_splits_of_its_complete_scenes(tmp_path, tables
         (root / whole.scans(whole.split(split)[0], 1)[0].file).unlink()
     with pytest.raises(InputError, match=r"clouds, found .* or whole scenes: python -m data\.nuscenes .* --splits$"):
         NuScenes(root, "v1.0-trainval", "all", 1)
+    (root / "splits.json").write_text('{"mine": ["scene-0001"]}')
     status, text, _ = check(monkeypatch, capsys, root, "--splits", "--sweeps", "1")
+    assert json.loads((root / "splits.json").read_text())["mine"] == ["scene-0001"], "a user's own stay"
     assert status == 0 and text.endswith("splits.json: 1 scenes of train, 1 scenes of val\n")
     for split in lost:
         data = NuScenes(root, "v1.0-trainval", split, 1)

@@ -48,6 +48,9 @@ def test_shares_are_medians_over_the_run():
     pulls = ((2.0, 1.0, 0.0), (1.0, 0.1, 0.2), (4.0, 1.0, 0.4))
     lines = [{"loss": 3.0}, *(dict(zip(("pull_detection", "pull_feat", "pull_logit"), pull, strict=True)) for pull in pulls)]
     assert shares(lines) == {"feat": 0.25, "logit": 0.1} and shares([{"loss": 1.0}]) == {}
+    overflowed = [{"pull_detection": float("inf"), "pull_feat": 1.0, "pull_logit": 1.0},
+                  {"pull_detection": 1.0, "pull_feat": float("nan"), "pull_logit": 1.0}]  # fmt: skip
+    assert shares(overflowed + lines) == shares(lines) and shares(overflowed) == {}
 
 
 def test_a_teacher_that_remembers_changes_nothing(suite, root, tmp_path, monkeypatch):  # noqa: F811

@@ -292,6 +292,20 @@ def test_the_norm_in_psi_sees_the_whole_map_or_the_crops_alone(order):
     assert torch.allclose(seen["d"], expected.repeat(2), atol=1e-4)
 
 
+@pytest.mark.parametrize("order", ["map-first", "psi-first", "normalise-first"])
+def test_mixed_precision_rounds_features_and_not_where_a_region_is(order):
+    """On a map of 400 columns, where a position in bfloat16 would be off by up to a cell."""
+    from dataclasses import replace
+
+    neck_s, neck_t = torch.randn(2, 1, 6, 8, 400, generator=torch.Generator().manual_seed(6)).unbind()
+    distil = rdd.RDD(replace(preset("cp-voxel-xxs-cpu"), psi_order=order), 6, 6)
+    out_s, out_t, regions = output(neck_s, None), output(neck_t, None), boxes_in_cells((3, 290.3), (4, 351.7))
+    exact, _ = distil.crop(out_s, regions, out_t)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough, _ = distil.crop(out_s, regions, out_t)
+    assert rough.dtype == torch.float32 and 0 < (rough - exact).norm() / exact.norm() < 0.02
+
+
 def test_normalise_first_is_psi_of_a_normalised_region_beside_the_teacher_s():
     from dataclasses import replace
 
