@@ -93,9 +93,11 @@ SUITES = {
     # well: what is left of a gain when everybody has learned what they can?
     "longer": over_headline(seeds={"": 5}, variants={"fg": EVERY["fg"], "rdd": rdd(),
         **{f"{name}, 12 epochs": {"method": name, **LONGEST} for name in (ALONE, "fg", "rdd")},
-        "squared, 12 epochs": rdd(distance="squared", **LONGEST), "fade, 12 epochs": rdd(kd_fade=True, **LONGEST)}),
-    "converged": Suite("sim-nuscenes", (CP,), {name: EVERY[name] for name in (ALONE, "fg", "rdd", "rdd-paper-weights")},
-                       {"": 5}, LONGEST, False, scenes="sim-nuscenes-many"),
+        "squared, 12 epochs": rdd(distance="squared", **LONGEST), "fade, 12 epochs": rdd(kd_fade=True, **LONGEST),
+        "fg fade, 12 epochs": {"method": "fg", "kd_fade": True, **LONGEST}}),
+    "converged": Suite("sim-nuscenes", (CP,), {**{name: EVERY[name] for name in (ALONE, "fg", "rdd", "rdd-paper-weights")},
+        "fg fade": {"method": "fg", "kd_fade": True}, "fade": rdd(kd_fade=True)},
+        {"": 5}, LONGEST, equal_time=False, scenes="sim-nuscenes-many"),
     "sim-kitti": Suite("sim", TABLE_4, EVERY, {"": 3}, {"epochs": 4, "eval_every": 1}, scenes="sim-kitti-many"),
     "tuning": over_tuning(TUNING, first_seed=103),
     # What RDD with the paper's psi and alphas lacks beside FG: pull, other pairs, finer regions, the labels' places, a square, or
