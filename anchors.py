@@ -3,7 +3,7 @@
 Every cell holds 2 anchors per class, boxes of that class's usual size turned by 0 and 90 degrees. Three 1x1
 convolutions say of every anchor how likely it is an object of each class (`cls`), how the object's box differs from it
 (`box`), and which of its two ends is the front (`direction`). Same methods as CenterHead: `forward`, `loss`, `decode`.
-dims: B scans · N neck channels · H, W cells along y, x · K classes · A = 2K anchors a cell · n = H*W*A anchors a scan
+dims: B scans · C neck channels · H, W cells along y, x · K classes · A = 2K anchors a cell · n = H*W*A anchors a scan
       · M objects of a scan · P positives: anchors of all scans that stand for an object
 order: of anchors ((y*W + x)*K + class)*2 + rotation; of channels anchor first: anchor_in_cell * (numbers each) + number
 Source: SECOND as in OpenPCDet's AnchorHeadSingle; DIFFERS marks where ours is another.
@@ -52,7 +52,7 @@ class AnchorHead(nn.Module):
         nn.init.normal_(self.box.weight, std=0.001)
 
     def forward(self, neck: Tensor) -> list[dict[str, Tensor]]:
-        """(B, N, H, W) -> [{map: (B, channels, H, W)}], in float32 whatever autocast does above."""
+        """(B, C, H, W) -> [{map: (B, channels, H, W)}], in float32 whatever autocast does above."""
         return [{name: getattr(self, name)(neck).float() for name in ("cls", "box", "direction")}]
 
     def class_logits(self, maps: list[dict[str, Tensor]]) -> Tensor:
@@ -170,8 +170,7 @@ class AnchorHead(nn.Module):
         code = self.per_anchor(self.regression(maps))[scan, anchor]
         front = self.per_anchor(maps[0]["direction"])[scan, anchor].argmax(dim=1)
         box = decode_boxes(code, self.anchors(height, width, heat.device)[anchor], front)
-        r = self.geometry.radius(box)
-        return torch.cat([gaussian_regions(b, i[scan == b], j[scan == b], r[scan == b], self.geometry) for b in range(batch)])
+        return gaussian_regions(scan, i, j, self.geometry.radius(box), self.geometry)
 
 
 # ------------------------------------------------------------------ pure functions: anchors and boxes

@@ -2,9 +2,9 @@
 
     voxels   VoxelEncoder   sparse 3-D convolutions, then z is folded into the channels  (B, C*D, H, W)
     pillars  PillarEncoder  a small network on the points of each column                 (B, C, H, W)
-    either   BEVBackbone    2-D convolutions at several strides                          (B, N, H, W)  "the neck": what
-                            the heads read, and what RDD distils
-dims: B scans · P points a pillar · F values a point · V cells · C channels · D, H, W cells along z, y, x · N of the neck
+    either   BEVBackbone    2-D convolutions at several strides; their outputs,          (B, C, H, W)
+                            upsampled and concatenated, are "the neck": what heads read, and what RDD distils
+dims: B scans · P points a pillar · F values a point · V cells · C channels · D, H, W cells along z, y, x
 
 `Config.width` scales every channel count and leaves the depth alone: that is all a student is.
 Sources: SECOND (plain) and CenterPoint (residual) encoders as in OpenPCDet's VoxelBackBone8x / VoxelResBackBone8x,
@@ -195,7 +195,7 @@ class BEVBackbone(nn.Module):
         for level, up in zip(self.levels, self.ups, strict=True):
             x = level(x)
             neck.append(up(x))  # (B, c_up, H, W)
-        return torch.cat(neck, dim=1)  # (B, N, H, W)
+        return torch.cat(neck, dim=1)  # (B, C, H, W)
 
 
 def conv_norm_relu(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Sequential:

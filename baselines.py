@@ -9,13 +9,13 @@
     gid-l            logits, boxes   where the class scores disagree most                  divergence, box loss
     lad              boxes           where the teacher is sure: these are labels           the detection loss itself
     pp-logit         logits, boxes   around the ground truth, if the teacher sees it       squared difference, L1
-    point-distiller  neck            the teacher's strongest cells and their neighbours     squared difference of relations
+    point-distiller  neck            the teacher's strongest cells, and those most like them  squared difference of relations
 
 Each is a module like RDD: its trained layers are made in __init__, and forward(out_s, out_t, batch) returns ({term: weighted
 scalar}, {name: number worth logging}). `batch` is read for its labels only. The weights are those published, as far as
 they are; `Config.kd_weight` scales them, RDD's too. Of different grids (pillar students), a map of the student is sampled at
-the centres of the teacher's cells, in metres. Counts are those of all processes together. SparseKD is three of these at once:
---method pp-logit --label-kd --inherit.
+the centres of the teacher's cells, in metres. Counts are those of all processes together. SparseKD is pp-logit with two
+options that go with any method: --method pp-logit --label-kd --inherit.
 dims: B scans · C channels · H, W cells of the teacher's map · K classes · R regions · M objects; `_s` student, `_t` teacher
 """
 

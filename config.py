@@ -2,7 +2,7 @@
 
 Its defaults are CenterPoint-Voxel on KITTI; a preset changes some of them. The command line is built from the same fields: each
 with a help text is an option. Only the standard library is imported here, so `--help` answers at once. On a first reading
-leave out the group of distillation: it belongs to rdd.py.
+leave out the groups of distillation: they belong to rdd.py.
 """
 
 import argparse
@@ -22,7 +22,9 @@ def opt(default: Any, help: str, group: str = "", choices: tuple[str, ...] = ())
 # SECOND's and PointPillars' anchors for KITTI: one size a class, at two headings.
 ANCHORS = ((3.9, 1.6, 1.56, -1.78, 0.6, 0.45), (0.8, 0.6, 1.73, -0.6, 0.5, 0.35), (1.76, 0.6, 1.73, -0.6, 0.5, 0.35))
 
-DATA, MODEL, OPTIM, DISTIL, RUN = "data", "model", "optimisation", "distillation", "run"
+GROUPS = DATA, MODEL, OPTIM, DISTIL, READING, RUN = "data", "model", "optimisation", "distillation", "reading of RDD", "run"
+# What a student can learn from its teacher, by publication (baselines.py)
+METHODS = ("hinton", "hint", "mimic", "fg", "gid-f", "gid-l", "lad", "pp-logit", "point-distiller", "rdd")
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Config:
     nms_iou: float = opt(0.01, "rotated NMS inside a task: overlap at which the lower score goes", MODEL)
     circle_nms: tuple[float, ...] = opt((), "centre head: NMS by distance instead; squared metres, one a task", MODEL)
     max_detections: int = opt(500, "at most so many detections of a scan and task after NMS", MODEL)
-    # ---- optimisation: the field's one-cycle AdamW
+    # ---- optimisation: AdamW under a one-cycle schedule, as LiDAR detectors are usually trained
     # DIFFERS: OpenPCDet's lr of 3e-3 goes with 4 scans on each of 8 GPUs; here the batch is that of all processes together,
     # so 8 GPUs want --batch-size 32.
     epochs: int = opt(80, "passes over the training frames", OPTIM)
@@ -87,32 +89,35 @@ class Config:
     code_weights: tuple[float, ...] = opt((1.0,) * 8, "centre head: offset x, y, z, log l, w, h, cos, sin, vx, vy", OPTIM)
     amp: str = opt("float16", "mixed precision: float16, with loss scaling, on CUDA only; bfloat16 on CPUs that compute in it"
                               " too, nearly twice as fast there", OPTIM, ("off", "float16", "bfloat16"))  # fmt: skip
-    # ---- distillation: baselines.py and rdd.py say what each method and reading means
+    # ---- distillation: what every method, or more than one, reads (baselines.py)
     inherit: bool = opt(False, "start from the teacher's first channels (SparseKD's TGI)", DISTIL)
     label_kd: bool = opt(False, "the teacher's sure boxes are labels too (SparseKD's label KD); goes with any method", DISTIL)
     label_score: tuple[float, ...] = opt((0.6,), "lad, label_kd: score that makes a teacher's box a label; or per class", DISTIL)
-    method: str = opt("none", "what the student learns from its teacher (baselines.py)", DISTIL,
-                      ("none", "hinton", "hint", "mimic", "fg", "gid-f", "gid-l", "lad", "pp-logit", "point-distiller", "rdd"))
+    method: str = opt("none", "what the student learns from its teacher (baselines.py)", DISTIL, ("none", *METHODS))
     kd_weight: float = opt(1.0, "factor on the terms of any method", DISTIL)
     kd_fade: bool = opt(False, "that factor falls linearly to 0 over the run; none of the papers measured here does so", DISTIL)
-    normalise: str = opt("none", "Eq. 2 on a region", DISTIL, ("softmax", "none", "standardise"))
-    softmax_axis: str = opt("channel", "axis of Eq. 2's softmax", DISTIL, ("channel", "spatial"))
-    psi_order: str = opt("psi-first", "where psi, the 1x1 adapter, stands", DISTIL, ("map-first", "psi-first", "normalise-first"))
-    psi_norm: bool = opt(False, "batch norm in psi, as printed; with it students learned less (docs/experiments.md)", DISTIL)
-    tau: float = opt(4.0, "temperature of Eq. 2", DISTIL)
-    select: str = opt("top", "how m* of Eq. 5 is solved", DISTIL,
-                      ("threshold", "relative", "top", "soft", "gaussian", "all", "least", "random"))  # fmt: skip
-    lam: float = opt(0.1, "lambda of Eq. 5, in units of d (threshold, soft), mean d (relative), nats (gaussian)", DISTIL)
-    fraction: float = opt(0.6, "share of a scan's region pairs that select=top, least, random keep, whatever lambda", DISTIL)
-    p_cls: str = opt("sum", "Eq. 9's |differences| over a region: their sum, mean, or at its peak only", DISTIL,
-                     ("sum", "mean", "peak"))
-    alpha1: float = opt(2.0, "weight of L_feat, Eq. 10", DISTIL)  # DIFFERS: the paper's is 0.2; with it students learned less.
-    alpha2: float = opt(0.2, "weight of L_logit, Eq. 10", DISTIL)
-    regions: str = opt("proposals", "where pairs are cut out: both models' proposals, or labels", DISTIL, ("proposals", "labels"))
-    distance: str = opt("norm", "Eq. 8's distance of a pair: its norm, or its square over the cells", DISTIL, ("norm", "squared"))
     roi_size: int = opt(7, "cells a side of RoI Align", DISTIL)
     proposals: int = opt(50, "regions a scan and side, the best scored", DISTIL)
     proposal_score: float = opt(0.1, "lowest score of a proposal", DISTIL)
+    # ---- how RDD is read: rdd.py says what each choice is
+    normalise: str = opt("none", "Eq. 2 on a region (rdd.normalise)", READING, ("softmax", "none", "standardise"))
+    softmax_axis: str = opt("channel", "axis of Eq. 2's softmax", READING, ("channel", "spatial"))
+    tau: float = opt(4.0, "temperature of Eq. 2's softmax", READING)
+    psi_order: str = opt("psi-first", "psi on the whole map (map-first), on its regions (psi-first), or on normalised regions",
+                         READING, ("map-first", "psi-first", "normalise-first"))  # fmt: skip
+    psi_norm: bool = opt(False, "batch norm in psi, as printed; with it students learned less (docs/experiments.md)", READING)
+    # DIFFERS: the paper selects by lambda = 0.1, in the unit of its softmax. No lambda suits features as they are, whose d
+    # depends on the network and the step; a fixed share is kept instead, the 60 % of IDa-Det, earlier code of its authors' group.
+    select: str = opt("top", "how m* of Eq. 5 is solved (rdd.solve_selection)", READING,
+                      ("threshold", "relative", "top", "soft", "gaussian", "all", "least", "random"))  # fmt: skip
+    lam: float = opt(0.1, "lambda of Eq. 5: in units of d (threshold, soft), mean d (relative), nats (gaussian)", READING)
+    fraction: float = opt(0.6, "share of a scan's pairs that top, least and random keep; they read no lambda", READING)
+    regions: str = opt("proposals", "where pairs are cut out: both's proposals, or labels", READING, ("proposals", "labels"))
+    distance: str = opt("norm", "Eq. 8's distance: a pair's norm, or its square over the cells", READING, ("norm", "squared"))
+    p_cls: str = opt("sum", "Eq. 9's |differences| over a region: their sum, mean, or at its peak only", READING,
+                     ("sum", "mean", "peak"))
+    alpha1: float = opt(2.0, "weight of L_feat, Eq. 10", READING)  # DIFFERS: alpha1 is 0.2 in the paper; students learned less.
+    alpha2: float = opt(0.2, "weight of L_logit, Eq. 10", READING)
     # ---- run
     seed: int = opt(0, "of initialisation, data order and augmentation", RUN)
     eval_every: int = opt(10, "epochs between evaluations on the validation frames; the last epoch always is", RUN)
@@ -135,8 +140,7 @@ class Config:
 # ------------------------------------------------------------------ fields <-> command line <-> JSON
 
 
-def add_options(parser: argparse.ArgumentParser, groups: Iterable[str] = (DATA, MODEL, OPTIM, DISTIL, RUN),
-                only: Iterable[str] = ()) -> None:  # fmt: skip
+def add_options(parser: argparse.ArgumentParser, groups: Iterable[str] = GROUPS, only: Iterable[str] = ()) -> None:
     """One option per field of `Config` (or `only` of these); an option that is not given is absent from the parsed namespace."""
     for name in groups:
         group = parser.add_argument_group(name)
@@ -184,7 +188,7 @@ def _tuples(value: Any) -> Any:
 def show(cfg: Config) -> str:
     """The whole config, grouped, on one screen."""
     lines = [f"preset {cfg.preset}"]
-    for name in (DATA, MODEL, OPTIM, DISTIL, RUN):
+    for name in GROUPS:
         lines.append(f"{name}")
         lines += [f"  {f.name:18} {getattr(cfg, f.name)}" for f in fields(cfg) if f.metadata.get("group") == name]
     return "\n".join(lines)

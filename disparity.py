@@ -14,9 +14,10 @@ RDD (rdd.py) measures, for every pair of regions, the disparity d = ||Rhat^S - R
     side     by who proposed the region, the teacher or the student
 
 DIR/disparity.json holds each bin's pairs: count, quartiles of d, selected share (null where there is no pair), and
-DIR/disparity.png shows them. Student and psi are in eval mode: d differs from the training log's, whose psi normalises by
-the batch. d is in the unit of the features, which training changes: compare bins of a stop rather than stops of a bin. And
-features are larger where there are more points: `--normalise standardise` measures the same pairs by their correlation.
+DIR/disparity.png shows them. Student and psi are in eval mode: d differs from the training log's, where batch norms (the
+student's, and psi's if it has one) use the batch's statistics. d is in the unit of the features, which training changes: compare
+bins of a stop rather than stops of a bin. And features are larger where there are more points: `--normalise standardise`
+measures the same pairs by their correlation.
 dims: R region pairs · M objects of a scan
 """
 
@@ -222,7 +223,8 @@ def _marks(axes: Sequence["Axes"], x: Sequence[float], bins: list[dict[str, Any]
 
 def parser() -> ArgumentParser:
     p = ArgumentParser(prog="disparity.py", description=__doc__)
-    p.add_argument("--student", required=True, metavar="PRESET|CHECKPOINT", help="trained here; a run as it stands")
+    p.add_argument("--student", required=True, metavar="PRESET|CHECKPOINT",
+                   help="a preset, trained here with RDD and looked at --stops times; or a distilled checkpoint")
     add_run_options(p)
     return p
 

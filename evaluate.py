@@ -271,7 +271,8 @@ def parser() -> ArgumentParser:
     p.add_argument("--root", metavar="DIR", help="another folder of data")
     p.add_argument("--frames", metavar="A,B", help="only these frames")
     p.add_argument("--version", metavar="V", help="nuScenes: another version of the tables")
-    p.add_argument("--split", default="val", metavar="NAME", help="train, val or trainval [val]")
+    p.add_argument("--split", default="val", metavar="NAME",
+                   help="train, val, test or trainval; of nuScenes, any that splits.json names [val]")
     p.add_argument("--batch-size", type=int, default=4, metavar="X", help="scans at a time [4]")
     p.add_argument("--workers", type=int, default=0, metavar="X", help="data loading processes; changes no result [0]")
     p.add_argument("--export", type=Path, metavar="DIR", help="write the official result files here")
@@ -293,7 +294,7 @@ def main() -> None:
         raise InputError(f"--data: unknown data set {args.data!r}{did_you_mean(args.data, DEFAULT_PAIR)}")
     import parallel
     from data.batch import open_data
-    from metrics.kitti import count_labels, format_table
+    from metrics import kitti, nuscenes
     from weights import load_detector
 
     _, _, device = parallel.start()
@@ -312,10 +313,10 @@ def main() -> None:
         if not result:
             print(f"{args.export / 'results.json'}: written; these frames have no labels to score it by")
         elif cfg.layout == "nuscenes":
-            print(", ".join(f"{name} {value:.2f}" for name, value in headline(result).items()))
+            print(nuscenes.format_table(result))
         else:
             labels = [dataset.objects(i) for i in range(len(dataset))]
-            print(format_table(result, count_labels(labels, cfg.classes)))
+            print(kitti.format_table(result, kitti.count_labels(labels, cfg.classes)))
         if args.json:
             write_json(args.json, result)
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from detector import Detector
 
 KITTI = {"moderate_map_3d": "mAP 3D", "moderate_map_bev": "mAP BEV"}
-ROOM = 4e9  # for checkpoints: of a full-size teacher the outputs of a run would take terabytes
+ROOM = 4e9  # bytes of the disk that stay free for checkpoints: the outputs of a full-size teacher, terabytes, would fill it
 METRICS = KITTI | {"map": "mAP", "nds": "NDS"}
 
 

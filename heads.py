@@ -178,7 +178,7 @@ class CenterHead(nn.Module):
             best = value.argsort(descending=True, stable=True)[:limit]
             best = best[value[best] > score]
             i, j = cell[best].unbind(1)
-            regions.append(gaussian_regions(b, i, j, self.geometry.radius(box[best]), self.geometry))
+            regions.append(gaussian_regions(torch.full_like(i, b), i, j, self.geometry.radius(box[best]), self.geometry))
         return torch.cat(regions)
 
     def _best(self, t: int, task: dict[str, Tensor], limit: int, peaks: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -228,11 +228,11 @@ def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
     return total / at_least_one(mean_over_processes(peak.sum().to(total.dtype)))
 
 
-def gaussian_regions(scan: int, i: Tensor, j: Tensor, radius: Tensor, geometry: Geometry) -> Tensor:
-    """Squares of 2r + 1 cells around cells (i, j) of one scan: (n, 5) = scan, x0, y0, x1, y1 in metres, float32."""
+def gaussian_regions(scan: Tensor, i: Tensor, j: Tensor, radius: Tensor, geometry: Geometry) -> Tensor:
+    """Squares of 2r + 1 cells around cells (i, j), all (n,): (n, 5) = scan, x0, y0, x1, y1 in metres, float32."""
     g = geometry
     return torch.stack([
-        torch.full_like(i, scan), g.x0 + (j - radius) * g.cell_x, g.y0 + (i - radius) * g.cell_y,
+        scan, g.x0 + (j - radius) * g.cell_x, g.y0 + (i - radius) * g.cell_y,
         g.x0 + (j + radius + 1) * g.cell_x, g.y0 + (i + radius + 1) * g.cell_y], dim=1).float()  # fmt: skip
 
 

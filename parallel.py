@@ -44,8 +44,9 @@ def autocast_dtype(name: str, device: torch.device) -> torch.dtype | None:
 def keep_freed_memory() -> None:
     """Have glibc keep what tensors free, rather than return it to the operating system and ask for it again.
 
-    Every feature map of some MB is otherwise mapped anew, and the kernel fills page after page with zeros: a quarter of
-    a training step on a CPU (LOG.md). No result depends on it; where there is no glibc nothing happens.
+    Every feature map of some MB is otherwise mapped anew, and the kernel fills page after page with zeros: a quarter of a
+    training step on a CPU (LOG.md, Where did a quarter of a CPU step go?). No result depends on it; where there is no glibc
+    nothing happens.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

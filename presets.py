@@ -35,17 +35,17 @@ def cp_voxel(data: str = "kitti") -> Config:
 
 def cp_voxel_s(data: str = "kitti") -> Config:
     """CP-Voxel-S: the teacher with half of the BEV, neck and head channels. GPU."""
-    return replace(cp_voxel(data), preset="cp-voxel-s", width=(1.0, 0.5, 0.5), method="rdd")
+    return replace(cp_voxel(data), preset="cp-voxel-s", width=(1.0, 0.5, 0.5))
 
 
 def cp_voxel_xs(data: str = "kitti") -> Config:
     """CP-Voxel-XS: 3/4 of the encoder's channels, half of the rest. GPU."""
-    return replace(cp_voxel(data), preset="cp-voxel-xs", width=(0.75, 0.5, 0.5), method="rdd")
+    return replace(cp_voxel(data), preset="cp-voxel-xs", width=(0.75, 0.5, 0.5))
 
 
 def cp_voxel_xxs(data: str = "kitti") -> Config:
     """CP-Voxel-XXS: half of the encoder's channels, a quarter of the rest. GPU."""
-    return replace(cp_voxel(data), preset="cp-voxel-xxs", width=(0.5, 0.25, 0.25), method="rdd")
+    return replace(cp_voxel(data), preset="cp-voxel-xxs", width=(0.5, 0.25, 0.25))
 
 
 def cp_pillar(data: str = "nuscenes") -> Config:
@@ -68,18 +68,18 @@ def cp_pillar_v02(data: str = "nuscenes") -> Config:
 
 def cp_pillar_v04(data: str = "nuscenes") -> Config:
     """CP-Pillar-v0.4: the teacher's widths on 0.4 m pillars. nuScenes, GPU."""
-    return replace(cp_pillar(data), preset="cp-pillar-v0.4", voxel_size=(0.4, 0.4, 8.0), max_points=28, method="rdd")
+    return replace(cp_pillar(data), preset="cp-pillar-v0.4", voxel_size=(0.4, 0.4, 8.0), max_points=28)
 
 
 def cp_pillar_v048(data: str = "nuscenes") -> Config:
     """CP-Pillar-v0.48: 0.48 m pillars; the range grows to a whole number of them. nuScenes, GPU."""
-    return replace(cp_pillar(data), preset="cp-pillar-v0.48", voxel_size=(0.48, 0.48, 8.0), max_points=36, method="rdd",
+    return replace(cp_pillar(data), preset="cp-pillar-v0.48", voxel_size=(0.48, 0.48, 8.0), max_points=36,
                    point_range=(-51.84, -51.84, -5.0, 51.84, 51.84, 3.0))  # fmt: skip
 
 
 def cp_pillar_v064(data: str = "nuscenes") -> Config:
     """CP-Pillar-v0.64: 0.64 m pillars. nuScenes, GPU."""
-    return replace(cp_pillar(data), preset="cp-pillar-v0.64", voxel_size=(0.64, 0.64, 8.0), max_points=50, method="rdd")
+    return replace(cp_pillar(data), preset="cp-pillar-v0.64", voxel_size=(0.64, 0.64, 8.0), max_points=50)
 
 
 def second(data: str = "kitti") -> Config:
@@ -90,12 +90,12 @@ def second(data: str = "kitti") -> Config:
 
 def second_s(data: str = "kitti") -> Config:
     """SECOND-S: 3/4 of the encoder's channels, half of the rest. KITTI, GPU."""
-    return replace(second(data), preset="second-s", width=(0.75, 0.5, 0.5), method="rdd")
+    return replace(second(data), preset="second-s", width=(0.75, 0.5, 0.5))
 
 
 def second_xs(data: str = "kitti") -> Config:
     """SECOND-XS: half of all channels. KITTI, GPU."""
-    return replace(second(data), preset="second-xs", width=(0.5, 0.5, 0.5), method="rdd")
+    return replace(second(data), preset="second-xs", width=(0.5, 0.5, 0.5))
 
 
 def pointpillars(data: str = "kitti") -> Config:
@@ -110,12 +110,12 @@ def pointpillars(data: str = "kitti") -> Config:
 
 def pointpillars_s(data: str = "kitti") -> Config:
     """PointPillars-S: 3/4 of the pillar encoder's channels, half of the rest. KITTI, GPU."""
-    return replace(pointpillars(data), preset="pointpillars-s", width=(0.75, 0.5, 0.5), method="rdd")
+    return replace(pointpillars(data), preset="pointpillars-s", width=(0.75, 0.5, 0.5))
 
 
 def pointpillars_xs(data: str = "kitti") -> Config:
     """PointPillars-XS: half of all channels. KITTI, GPU."""
-    return replace(pointpillars(data), preset="pointpillars-xs", width=(0.5, 0.5, 0.5), method="rdd")
+    return replace(pointpillars(data), preset="pointpillars-xs", width=(0.5, 0.5, 0.5))
 
 
 def cp_voxel_cpu(data: str = "kitti") -> Config:
@@ -123,7 +123,8 @@ def cp_voxel_cpu(data: str = "kitti") -> Config:
 
     Not the paper's network: its stride-2 layers are 2x2x2, which keeps the number of sites down; the published 3x3x3
     (`--down-kernel 3`) multiplies them; its encoder is plain, not residual, and has three stages (stride 4), not four.
-    It pastes many objects into a scene (nuScenes: twice what CBGS does): in a short run a student learns far more (LOG.md).
+    It pastes many objects into a scene (nuScenes: two to four times CBGS's): in a short run a student learns far more (LOG.md,
+    What makes a small student learn more in the same steps?).
     """
     common = {"preset": "cp-voxel-cpu", "max_points": 0, "max_voxels": 0, "encoder_channels": (16, 16, 32, 48, 64),
               "residual": False, "down_kernel": 2, "bev_layers": (3, 3), "bev_channels": (48, 96), "up_channels": (48, 48),
@@ -138,17 +139,17 @@ def cp_voxel_cpu(data: str = "kitti") -> Config:
 
 def cp_voxel_s_cpu(data: str = "kitti") -> Config:
     """CP-Voxel-S of the CPU teacher."""
-    return replace(cp_voxel_cpu(data), preset="cp-voxel-s-cpu", width=(1.0, 0.5, 0.5), method="rdd")
+    return replace(cp_voxel_cpu(data), preset="cp-voxel-s-cpu", width=(1.0, 0.5, 0.5))
 
 
 def cp_voxel_xs_cpu(data: str = "kitti") -> Config:
     """CP-Voxel-XS of the CPU teacher."""
-    return replace(cp_voxel_cpu(data), preset="cp-voxel-xs-cpu", width=(0.75, 0.5, 0.5), method="rdd")
+    return replace(cp_voxel_cpu(data), preset="cp-voxel-xs-cpu", width=(0.75, 0.5, 0.5))
 
 
 def cp_voxel_xxs_cpu(data: str = "kitti") -> Config:
     """CP-Voxel-XXS of the CPU teacher: the large gap, and the demo's student."""
-    return replace(cp_voxel_cpu(data), preset="cp-voxel-xxs-cpu", width=(0.5, 0.25, 0.25), method="rdd")
+    return replace(cp_voxel_cpu(data), preset="cp-voxel-xxs-cpu", width=(0.5, 0.25, 0.25))
 
 
 def second_cpu(data: str = "kitti") -> Config:
@@ -159,12 +160,12 @@ def second_cpu(data: str = "kitti") -> Config:
 
 def second_s_cpu(data: str = "kitti") -> Config:
     """SECOND-S of the CPU teacher."""
-    return replace(second_cpu(data), preset="second-s-cpu", width=(0.75, 0.5, 0.5), method="rdd")
+    return replace(second_cpu(data), preset="second-s-cpu", width=(0.75, 0.5, 0.5))
 
 
 def second_xs_cpu(data: str = "kitti") -> Config:
     """SECOND-XS of the CPU teacher."""
-    return replace(second_cpu(data), preset="second-xs-cpu", width=(0.5, 0.5, 0.5), method="rdd")
+    return replace(second_cpu(data), preset="second-xs-cpu", width=(0.5, 0.5, 0.5))
 
 
 def cp_pillar_cpu(data: str = "kitti") -> Config:
@@ -176,29 +177,29 @@ def cp_pillar_cpu(data: str = "kitti") -> Config:
 def cp_pillar_v04_cpu(data: str = "nuscenes") -> Config:
     """CP-Pillar-v0.4 of the CPU teacher. nuScenes: on KITTI the teacher's own pillars are as large."""
     _check_data("cp-pillar-v0.4-cpu", data, ("nuscenes",))
-    return replace(cp_pillar_cpu(data), preset="cp-pillar-v0.4-cpu", voxel_size=(0.4, 0.4, 8.0), method="rdd")
+    return replace(cp_pillar_cpu(data), preset="cp-pillar-v0.4-cpu", voxel_size=(0.4, 0.4, 8.0))
 
 
 def cp_pillar_v064_cpu(data: str = "kitti") -> Config:
     """CP-Pillar-v0.64 of the CPU teacher: another grid, regions meet in metres."""
     teacher = cp_pillar_cpu(data)
-    return replace(teacher, preset="cp-pillar-v0.64-cpu", voxel_size=(0.64, 0.64, teacher.voxel_size[2]), method="rdd")
+    return replace(teacher, preset="cp-pillar-v0.64-cpu", voxel_size=(0.64, 0.64, teacher.voxel_size[2]))
 
 
 def pointpillars_cpu(data: str = "kitti") -> Config:
-    """PointPillars for a CPU: cp-pillar-cpu's encoder and neck under an anchor head."""
+    """PointPillars for a CPU: the first layer of cp-pillar-cpu's encoder, and its neck, under an anchor head."""
     _check_data("pointpillars-cpu and its students", data, KITTI)
     return replace(cp_pillar_cpu(data), preset="pointpillars-cpu", head="anchor", encoder_channels=(32,))
 
 
 def pointpillars_s_cpu(data: str = "kitti") -> Config:
     """PointPillars-S of the CPU teacher."""
-    return replace(pointpillars_cpu(data), preset="pointpillars-s-cpu", width=(0.75, 0.5, 0.5), method="rdd")
+    return replace(pointpillars_cpu(data), preset="pointpillars-s-cpu", width=(0.75, 0.5, 0.5))
 
 
 def pointpillars_xs_cpu(data: str = "kitti") -> Config:
     """PointPillars-XS of the CPU teacher."""
-    return replace(pointpillars_cpu(data), preset="pointpillars-xs-cpu", width=(0.5, 0.5, 0.5), method="rdd")
+    return replace(pointpillars_cpu(data), preset="pointpillars-xs-cpu", width=(0.5, 0.5, 0.5))
 
 
 def _check_data(name: str, data: str, known: tuple[str, ...]) -> None:
@@ -214,7 +215,7 @@ PRESETS: dict[str, Callable[..., Config]] = {f().preset: f for f in (
 DEFAULT_PAIR = {"sim": ("cp-voxel-cpu", "cp-voxel-xxs-cpu"), "kitti": ("cp-voxel", "cp-voxel-s"),
                 "sim-nuscenes": ("cp-voxel-cpu", "cp-voxel-xxs-cpu"), "nuscenes": ("cp-voxel", "cp-voxel-s")}  # fmt: skip
 
-# `--reading NAME`: the paper's silences, filled in one consistent way each.
+# `--reading NAME`: consistent choices where the paper is silent, and where we depart from it
 READINGS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper-weights": {"psi_norm": True, "alpha1": 0.2, "alpha2": 0.2},

@@ -17,7 +17,8 @@ In the paper's words: an inner problem picks the pairs of least mutual informati
     Eq. 2 normalise -> Eq. 3 I(R^S; R^T) per pair -> Eq. 5 m* by selection -> Eq. 8 L_feat, Eq. 9 L_logit -> Eq. 10
 
 One function per equation, in their order; `RDD`, at the end, runs them. The paper leaves much open: every choice is
-tagged UNSPECIFIED beside its line, and the alternatives are fields of `Config`. Teacher and psi are thrown away afterwards.
+tagged UNSPECIFIED beside its line, what differs from it DIFFERS, and the alternatives are fields of `Config`. The finished
+student needs neither teacher nor psi.
 dims: B scans · R = M + N region pairs · C neck channels · K classes · S x S cells of a cropped region · R^S, R^T a pair
 `_s` student, `_t` teacher. Regions are (R, 5): scan, x0, y0, x1, y1 in METRES, so that the two grids may differ.
 """
@@ -50,7 +51,8 @@ def labelled_regions(batch: Batch, geometry: Geometry, shape: torch.Size) -> tup
     for b, box in enumerate(batch.boxes):
         x, y = geometry.to_cells(box[:, 0], box[:, 1])
         on_map = (x >= 0) & (y >= 0) & (x < shape[1]) & (y < shape[0])
-        regions.append(gaussian_regions(b, y[on_map].long(), x[on_map].long(), geometry.radius(box[on_map]), geometry))
+        i, j = y[on_map].long(), x[on_map].long()
+        regions.append(gaussian_regions(torch.full_like(i, b), i, j, geometry.radius(box[on_map]), geometry))
     regions = torch.cat(regions)
     return regions, torch.zeros(len(regions), dtype=torch.int64, device=regions.device)
 
@@ -87,8 +89,8 @@ def normalise(region: Tensor, kind: str, axis: str = "channel", tau: float = 4.0
     none         the features as they are
     standardise  zero mean and unit norm over the whole region: then d^2 = 2 (1 - rho), rho the correlation of the pair
     """
-    # UNSPECIFIED: with the softmax as printed the gradient of L_feat is below 1 % of the detection loss's (LOG.md). It
-    # stays selectable; the default takes the features as they are.
+    # DIFFERS: the paper has the softmax, with which the gradient of L_feat is below 1 % of the detection loss's (README.md,
+    # Where the paper is silent). It stays selectable; the default takes the features as they are.
     # UNSPECIFIED: the axis of the softmax. Channels is what Eq. 2's index says; the group's earlier code has cells.
     if kind == "softmax" and axis == "channel":
         return (region / tau).softmax(dim=1)
@@ -103,12 +105,12 @@ def normalise(region: Tensor, kind: str, axis: str = "channel", tau: float = 4.0
 def disparity(region_s: Tensor, region_t: Tensor) -> Tensor:
     """d_i = || Rhat_i^S - Rhat_i^T ||_2: (R,). The distance of Eq. 8, unsquared as printed."""
     # UNSPECIFIED: over what the norm runs. Ours: all channels and cells of a region at once, not cell by cell. Unsquared as
-    # printed, a pair pulls as hard when it is almost matched as before; a square ("l2 loss", Table 1) lets go: `distance`.
+    # printed, a pair pulls as hard when it is almost matched as before; a square ("l2 loss", Table 1) lets go (--distance).
     return torch.linalg.vector_norm((region_s - region_t).flatten(1), dim=1)  # its gradient at 0 is 0, not NaN
 
 
-# Eq. 3 to 7 as the paper writes them. Training needs `information` and `solve_selection` only; the sums are here to be
-# read, and tests hold the closed forms against them.
+# Eq. 3 to 7 as the paper writes them, with I as `information` reads it. Training needs that and `solve_selection` only; the
+# sums are here to be read, and tests hold the closed forms against them.
 
 
 def information(region_s: Tensor, region_t: Tensor, estimator: str) -> Tensor:
@@ -137,7 +139,7 @@ def inner_objective(m: Tensor, info: Tensor, lam: float | Tensor) -> Tensor:
 
 
 def solve_selection(info: Tensor, scan: Tensor, rule: str, lam: float, fraction: float) -> Tensor:
-    """Eq. 5: m* = argmin of `inner_objective` over m in [0, 1]^R: (R,) weights. Linear in each m_i, so closed form (Eq. 6).
+    """Eq. 5: m* = argmin of `inner_objective` over m in [0, 1]^R: (R,) weights. Linear in each m_i, so in closed form.
 
     threshold  Eq. 5 as it stands: each m_i (I_i + lambda) is smallest at m_i = 1 if I_i + lambda <= 0, else at 0; so
                m_i* = 1[d_i >= lambda]
@@ -149,7 +151,7 @@ def solve_selection(info: Tensor, scan: Tensor, rule: str, lam: float, fraction:
     all        m = 1
     Where lambda counts, lambda = 0 keeps every pair and a larger lambda fewer, as the paper states.
     """
-    # UNSPECIFIED: with I >= 0 Eq. 5 is minimised by m = 0, selecting nothing, so I must be signed: I = -d, or I - max I.
+    # UNSPECIFIED: the sign of I. With I >= 0 Eq. 5 is minimised by m = 0, selecting nothing; so I = -d, or I - max I.
     if rule == "all":
         return torch.ones_like(info)
     if rule == "soft":
@@ -209,7 +211,7 @@ def box_codes(out_s: Output, out_t: Output, regions: Tensor, side: Tensor) -> tu
     codes_s, codes_t = (roi_align(out.regression, regions, out.geometry, 1).unflatten(1, (-1, 7)).flatten(2)
                         for out in (out_s, out_t))  # (R, A, 7)  # fmt: skip
     anchors = codes_s.shape[1]
-    best_s, best_t = (roi_align(out.class_logits.detach(), regions, out.geometry, 1).unflatten(1, (anchors, -1))
+    best_s, best_t = (roi_align(out.class_logits, regions, out.geometry, 1).unflatten(1, (anchors, -1))
                       .flatten(2).amax(dim=2).argmax(dim=1) for out in (out_s, out_t))  # (R,)  # fmt: skip
     row, anchor = torch.arange(len(regions), device=regions.device), torch.where(side == 0, best_t, best_s)
     return codes_s[row, anchor], codes_t[row, anchor]
@@ -229,13 +231,15 @@ class RDD(nn.Module):
     """Everything of RDD that is trained (psi) and the order in which the equations are used.
 
     psi: 1x1 convolution, the paper's batch norm (`psi_norm`), ReLU, from the student's channels to the teacher's: then both
-    can be compared. No head reads it, so the finished student runs without it; last.pt keeps it only to resume training.
+    can be compared (the teacher's neck ends in a ReLU too). Nothing but L_feat trains it, and no head reads it, so the finished
+    student runs without it; last.pt keeps it to resume training, and for disparity.py.
     """
 
     def __init__(self, cfg: Config, channels_s: int, channels_t: int) -> None:
         super().__init__()
         self.cfg = cfg
-        norm = [BatchNorm(channels_t)] if cfg.psi_norm else []  # DIFFERS: the paper has the norm; with it students learned less.
+        # DIFFERS: the paper has a batch norm in psi; with it students learned less.
+        norm = [BatchNorm(channels_t)] if cfg.psi_norm else []
         self.psi = nn.Sequential(nn.Conv2d(channels_s, channels_t, 1, bias=not cfg.psi_norm), *norm, nn.ReLU())
 
     def forward(self, out_s: Output, out_t: Output, batch: Batch | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -264,15 +268,18 @@ class RDD(nn.Module):
 
     def crop(self, out_s: Output, regions: Tensor, out_t: Output) -> tuple[Tensor, Tensor]:
         """The pairs (Rhat^S through psi, Rhat^T), each (R, C_t, S, S)."""
-        cfg, neck_s, how = self.cfg, out_s.neck.float(), (self.cfg.normalise, self.cfg.softmax_axis, self.cfg.tau)
+        cfg, neck_s = self.cfg, out_s.neck.float()
+        how = (cfg.normalise, cfg.softmax_axis, cfg.tau)
+        region_t = normalise(roi_align(out_t.neck.float(), regions, out_t.geometry, cfg.roi_size), *how)
         # UNSPECIFIED: where psi stands. Eq. 8 prints phi(psi(Rhat)): psi before RoI Align (map-first), but of a region normalised
         # before. A distribution over the student's channels cannot meet one over the teacher's, though, and Eq. 3 needs both:
         # psi-first crops, adapts, normalises. So psi's batch norm sees the whole map, or the crops alone.
-        map_s = self.adapt(neck_s) if cfg.psi_order == "map-first" else neck_s
-        region_s = roi_align(map_s, regions, out_s.geometry, cfg.roi_size)
-        region_t = roi_align(out_t.neck.float(), regions, out_t.geometry, cfg.roi_size)
-        region_s = normalise(self.adapt(region_s) if cfg.psi_order == "psi-first" else region_s, *how)
-        return self.adapt(region_s) if cfg.psi_order == "normalise-first" else region_s, normalise(region_t, *how)
+        if cfg.psi_order == "map-first":
+            return normalise(roi_align(self.adapt(neck_s), regions, out_s.geometry, cfg.roi_size), *how), region_t
+        region_s = roi_align(neck_s, regions, out_s.geometry, cfg.roi_size)
+        if cfg.psi_order == "psi-first":
+            return normalise(self.adapt(region_s), *how), region_t
+        return self.adapt(normalise(region_s, *how)), region_t  # normalise-first: psi's output is not normalised again
 
     def adapt(self, features_s: Tensor) -> Tensor:
         """psi, in any precision, with float32 behind it: `roi_align` would round positions, too, to the features' halves."""

@@ -24,7 +24,7 @@ from torch import nn
 
 import parallel
 from cli import InputError
-from config import DISTIL, Config, from_json, to_json
+from config import DISTIL, READING, Config, from_json, to_json
 from detector import Detector
 from evaluate import evaluate_detector, headline
 from weights import load_weights, read_checkpoint, save_checkpoint
@@ -64,11 +64,8 @@ def check_same_run(folder: Path, cfg: Config) -> dict[str, Any] | None:
 
 def differences(before: Config, now: Config) -> list[str]:
     """The options in which two runs differ, of those that `now` reads: alone none of distilling, a baseline none of RDD's."""
-    unread = set()
-    if now.method != "rdd":
-        unread = {f.name for f in fields(Config) if f.metadata.get("group") == DISTIL} - {"method", "inherit", "label_kd"}
-        if now.method != "none":
-            unread -= {"kd_weight", "kd_fade", "label_score", "roi_size", "proposals", "proposal_score"}  # that a baseline reads
+    groups = {"none": (DISTIL, READING), "rdd": ()}.get(now.method, (READING,))
+    unread = {f.name for f in fields(Config) if f.metadata.get("group") in groups} - {"method", "inherit", "label_kd"}
     return [f.name for f in fields(Config) if f.name not in unread and getattr(before, f.name) != getattr(now, f.name)]
 
 
@@ -160,7 +157,8 @@ class RunFolder:
         """Raises InputError instead when a weight is NaN or infinite: the loss of a last step comes before its update."""
         for key, value in self.student.state_dict().items():
             if not value.isfinite().all():
-                raise InputError(f"step {step}: the update made {key} NaN or infinite; nothing was saved. Lower --lr")
+                raise InputError(f"step {step}: the update made {key} NaN or infinite; nothing was saved. Try half "
+                                 "the --lr under another --name")  # fmt: skip
         if parallel.rank() == 0:
             save_checkpoint(self.path / name, {
                 "format": 1, "config": to_json(self.cfg), "step": step, "seconds": self.seconds, "best": self.best,

@@ -163,7 +163,7 @@ class RuleBook:
     into_src: tuple[Tensor, Tensor]  # the pairs listed by input row (see `group`), for the gradient
     into_dst: tuple[Tensor, Tensor]  # the pairs listed by output row
     centre: int | None = None  # submanifold: the tap of the site itself; it has no pairs and needs no gather
-    # strided: `SparseTensor.rules` of the output, {"sites": ..., (kind, kernel, ...): RuleBook}; so a tree, a level a generation
+    # strided: `SparseTensor.rules` of the output, {"sites": ..., (kind, kernel, ...): RuleBook}: a tree, one level a stride
     rules: dict = field(default_factory=dict)
 
 

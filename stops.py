@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli import ArgumentParser, InputError
-from config import DATA, DISTIL, MODEL, OPTIM, RUN, Config, add_options, override
+from config import Config, add_options, override
 from presets import READINGS
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from detector import Detector
 
-KEPT = ("format", "config", "step", "model", "distil")  # of a checkpoint; the optimiser is needed to go on, not to look
+KEPT = ("format", "config", "step", "model", "distil")  # of a checkpoint; a look needs no optimiser
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,12 @@ def add_run_options(p: ArgumentParser) -> None:
     """The options of a command that looks at a student in training."""
     p.add_argument("--teacher", required=True, metavar="CHECKPOINT", help="a trained detector, e.g. runs/NAME/last.pt")
     p.add_argument("--stops", type=int, default=4, metavar="N", help="looks, at equal distances, the last at the end [4]")
-    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="runs, figures and pictures go here")
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="runs, numbers and pictures go here")
     p.add_argument("--reading", choices=list(READINGS), default="default",
-                   help="how the paper is read; printed: as it stands; paper-weights: its psi and alphas [default]")  # fmt: skip
+                   help="how RDD is read; paper-weights: the paper's psi and alphas; printed: all of it [default]")  # fmt: skip
     p.add_argument("--workers", type=int, default=0, metavar="X", help="data loading processes; changes no result [0]")
     names = [f.name for f in fields(Config) if f.name != "method"]
-    add_options(p, (DATA, MODEL, OPTIM, DISTIL, RUN), only=names)
+    add_options(p, only=names)
 
 
 def open_teacher(path: str) -> "Detector":

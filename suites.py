@@ -8,6 +8,7 @@ runs where they name the same folder. The headline: the pair CP-Voxel -> XXS of 
 from dataclasses import dataclass
 from typing import Any
 
+from config import METHODS
 from presets import READINGS
 
 TEACHER, ALONE = "teacher", "none"
@@ -33,7 +34,6 @@ def rdd(**changes: Any) -> dict[str, Any]:
     return {"method": "rdd", **changes}
 
 
-METHODS = ("hinton", "hint", "mimic", "fg", "gid-f", "gid-l", "lad", "pp-logit", "point-distiller", "rdd")  # by publication
 PRINTED, PAPER = READINGS["printed"], READINGS["paper-weights"]
 DEMO = {ALONE: {"method": "none"}, "rdd": rdd()}
 EVERY = {ALONE: {"method": "none"}, **{name: {"method": name} for name in METHODS}, "rdd-paper-weights": rdd(**PAPER),
@@ -54,7 +54,7 @@ LONGER = {"epochs": 4, "eval_every": 1}  # on sim-nuscenes-many, 2128 steps
 LONGEST = {"epochs": 12, "eval_every": 3}
 # The same small budget for every method: three strengths of its own loss, short runs, on scenes of no table and a seed that no
 # other suite has looked at. The published one (RDD: the default) among them, the others upwards where it pulls with less than a
-# tenth of the detection loss's gradient (LOG.md).
+# tenth of the detection loss's gradient (LOG.md, Which weights did the baselines' authors use?).
 WEAK = ("hint", "mimic", "gid-l", "point-distiller")
 STRENGTHS = {name: (1.0, 10.0, 100.0) if name in WEAK else (0.1, 1.0, 10.0) for name in METHODS}
 # Where the strongest of the three won, ten times as much, and on until it does not

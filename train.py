@@ -1,7 +1,7 @@
 """Train a LiDAR detector, and distil a compact student from it.   (reads after: baselines.py  next: evaluate.py)
 
     python train.py --teacher --student                 the main job: teacher, then a student distilled with RDD
-    python train.py --student --method none             the same student without a teacher, to compare with
+    python train.py --student                           the same student without a teacher, to compare with
     python train.py --teacher                           the teacher alone
     python train.py --data kitti --root /data/kitti --teacher cp-voxel --student cp-voxel-s
     python train.py --teacher runs/NAME/last.pt --student cp-voxel-xxs-cpu --lr 0.002 --seed 1
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli import ArgumentParser, InputError, did_you_mean, run_cli
-from config import DATA, DISTIL, MODEL, OPTIM, RUN, Config, add_options, from_json, override, show
+from config import DISTIL, MODEL, READING, Config, add_options, from_json, override, show
 from presets import DEFAULT_PAIR, PRESETS, READINGS, preset
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
         scaler.scale(loss).backward()
         parallel.average_gradients(parameters)
         scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, cfg.clip)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, cfg.clip)  # psi's gradient counts
         scaler.step(optimizer)
         scaler.update()
         step += 1
@@ -176,7 +176,7 @@ def check_finite(terms: dict[str, "Tensor"], ids: list[str], step: int) -> None:
     for name, value in terms.items():
         if not value.isfinite():
             raise InputError(f"step {step}: loss term {name!r} is {float(value.detach())} on frames {', '.join(ids)}; the last "
-                             "checkpoint is intact. Halve --lr, or look at these frames with plot.py")  # fmt: skip
+                             "checkpoint is intact. Try half the --lr under another --name, or see plot.py")  # fmt: skip
 
 
 # ------------------------------------------------------------------ data
@@ -240,19 +240,20 @@ def run_name(cfg: Config) -> str:
 
 
 def parser() -> ArgumentParser:
-    p = ArgumentParser(prog="train.py", description=__doc__, epilog="presets: " + ", ".join(PRESETS))
+    p = ArgumentParser(prog="train.py", description=__doc__, epilog="In brackets: what holds where the preset or checkpoint says "
+                       "nothing else (--print-config shows a run's own). Presets: " + ", ".join(PRESETS))  # fmt: skip
     p.add_argument("--teacher", nargs="?", const=DEFAULT, metavar="PRESET|CHECKPOINT", help="the detector to learn from")
     p.add_argument("--student", nargs="?", const=DEFAULT, metavar="PRESET|CHECKPOINT",
-                   help="the detector to train; of a checkpoint, its config is taken (the run of the same name goes on)")
+                   help="the detector to train; of a checkpoint only the config is taken, not the weights")
     p.add_argument("--reading", choices=list(READINGS), default="default",
-                   help="how the paper is read; printed: as it stands; paper-weights: its psi and alphas [default]")  # fmt: skip
+                   help="how RDD is read; paper-weights: the paper's psi and alphas; printed: all of it [default]")  # fmt: skip
     p.add_argument("--teacher-epochs", type=int, metavar="X", help="epochs of a teacher that is trained first [--epochs]")
     p.add_argument("--name", metavar="X", help="folder of the run under --runs [DATA-PRESET-METHOD-seedN]")
     p.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are kept [runs]")
     p.add_argument("--workers", type=int, default=0, metavar="X", help="data loading processes; changes no result [0]")
     p.add_argument("--stop-after", type=int, metavar="STEP", help="leave the run unfinished at this step")
     p.add_argument("--print-config", action="store_true", help="print the complete config and exit")
-    add_options(p, (DATA, MODEL, OPTIM, DISTIL, RUN))
+    add_options(p)
     return p
 
 
@@ -269,7 +270,7 @@ def main() -> None:
         raise InputError(f"--data: unknown data set {data!r}{did_you_mean(data, DEFAULT_PAIR)}")
 
     # Data, optimisation and run options hold for both; model and distillation options are the student's.
-    distil_or_model = {f.name for f in fields(Config) if f.metadata.get("group") in (MODEL, DISTIL)}
+    distil_or_model = {f.name for f in fields(Config) if f.metadata.get("group") in (MODEL, DISTIL, READING)}
     common = {k: v for k, v in given.items() if k not in distil_or_model}
     cfg_t = checkpoint = cfg_s = None
     if args["teacher"] is not None:
@@ -279,10 +280,8 @@ def main() -> None:
             if args["teacher_epochs"] is not None:
                 cfg_t = override(cfg_t, {"epochs": args["teacher_epochs"]})
     if args["student"] is not None:
-        cfg_s, own = resolve(args["student"], 1, data or (cfg_t.data if cfg_t else ""))
-        method = "rdd" if cfg_t is not None else "none"  # with a teacher it distils, whatever preset the student has
-        if own is not None and cfg_s.method != "none":  # but a run that is named goes on as what it was
-            method = cfg_s.method
+        cfg_s, _ = resolve(args["student"], 1, data or (cfg_t.data if cfg_t else ""))
+        method = "rdd" if cfg_t is not None and cfg_s.method == "none" else cfg_s.method  # a checkpoint has its own
         cfg_s = override(cfg_s, {**READINGS[args["reading"]], "method": method, **given})
         if cfg_s.method != "none" and cfg_t is None:
             raise InputError(f"--method {cfg_s.method}: needs a --teacher to learn from")

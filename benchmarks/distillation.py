@@ -1,4 +1,4 @@
-"""The price of distilling: a step with each method beside (a step of the student alone + the teacher's forward).
+"""The overhead of distilling: a step with each method beside (a step of the student alone + the teacher's forward).
 
 (after: detectors.py)  Ratio = (student step + teacher forward) / step with distillation; 1 would mean that the method itself
 costs nothing. Both heads are made to name as many regions as they may (as untrained networks they would name other numbers
@@ -28,7 +28,7 @@ def name_many_regions(detector) -> None:
         nn.init.zeros_(conv.bias)
 
 
-def price(method: str, teacher, student, distil, batch, repeats: int) -> tuple[dict[str, list[float]], dict]:
+def overhead(method: str, teacher, student, distil, batch, repeats: int) -> tuple[dict[str, list[float]], dict]:
     """Seconds of {"student", "teacher", "distilling"}, in turns; and what the method tells of its last step."""
     import torch
 
@@ -73,12 +73,12 @@ def rows(repeats: int) -> Iterator[Row]:
         name_many_regions(teacher), name_many_regions(student)
         cfg, batch = replace(student.cfg, method=method), scans(student.cfg, count)
         distil = start_distilling(cfg, student, teacher, torch.device("cpu"))
-        times, told = price(method, teacher, student, distil, batch, repeats)
+        times, told = overhead(method, teacher, student, distil, batch, repeats)
         alone = [s + t for s, t in zip(times["student"], times["teacher"], strict=True)]
         ratio = median(a / d for a, d in zip(alone, times["distilling"], strict=True))
         pair = f"{name_t} -> {name_s}, batch {count}, {torch.get_num_threads()} threads"
         yield Row("distillation", f"a step with {method}, {pair}", median(times["distilling"]), "student + teacher's forward",
-                  median(alone), ratio, GOAL, note=f"price {1 / ratio:.2f}, goal 1.15")  # fmt: skip
+                  median(alone), ratio, GOAL, note=f"overhead {1 / ratio:.2f}, goal 1.15")  # fmt: skip
         if method == "rdd":
             solve = partial(solve_selection, -told["d"], told["regions"][:, 0], cfg.select, cfg.lam, cfg.fraction)
             share = 100 * median(in_turns({"m": solve}, REPEATS)["m"]) / median(times["distilling"])

@@ -354,9 +354,10 @@ def _curve(score: np.ndarray, hit: np.ndarray, errors: dict[str, np.ndarray], co
     return curve
 
 
-def format_table(result: dict, counts: dict) -> str:
+def format_table(result: dict, counts: dict | None = None) -> str:
     """All numbers of `evaluate` with their names and a legend."""
-    lines = [f"{what:<12}" + "   ".join(f"{n:,} {step}" for step, n in steps.items()) for what, steps in counts.items()]
+    steps_of = (counts or {}).items()
+    lines = [f"{what:<12}" + "   ".join(f"{n:,} {step}" for step, n in steps.items()) for what, steps in steps_of]
     rows = {name: [*limits.values(), result["mean_dist_aps"][name], *result["label_tp_errors"][name].values()]
             for name, limits in result["label_aps"].items()}  # fmt: skip
     rows["mean"] = [None] * len(LIMITS) + [result["mean_ap"], *result["tp_errors"].values()]

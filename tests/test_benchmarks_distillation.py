@@ -1,4 +1,4 @@
-"""benchmarks/distillation.py: every method gets its price. benchmarks/__init__.py: what is compared is timed in turns."""
+"""benchmarks/distillation.py: every method gets its overhead. benchmarks/__init__.py: what is compared is timed in turns."""
 
 from dataclasses import replace
 
@@ -27,7 +27,7 @@ def takes(monkeypatch):
     return moved
 
 
-def test_the_price_of_every_method_is_its_step_over_a_student_s_and_the_teacher_s_forward(takes, monkeypatch):
+def test_the_overhead_of_every_method_is_its_step_over_a_student_s_and_the_teacher_s_forward(takes, monkeypatch):
     """1 s a forward of the student, 1/2 of the teacher, 1/4 for labels and for solving for m*, nothing for all else; on a
     small range."""
 
@@ -48,7 +48,7 @@ def test_the_price_of_every_method_is_its_step_over_a_student_s_and_the_teacher_
     for method, row in steps.items():
         step = 2.0 if method == "rdd" else 1.75
         assert (row.ours, row.theirs, row.ratio) == (step, 1.5, 1.5 / step), method
-        assert row.note == f"price {step / 1.5:.2f}, goal 1.15"
+        assert row.note == f"overhead {step / 1.5:.2f}, goal 1.15"
     (solving,) = [row for row in rows if row.unit == "%"]
     assert solving.ours == 100 * 0.25 / 2.0
 

@@ -42,11 +42,11 @@ STUDENTS = [  # teacher, student, its data set, the fields of the model in which
 
 @pytest.mark.parametrize(("teacher", "student", "data", "may_differ"), STUDENTS)
 def test_a_student_is_its_teacher_with_other_widths_or_another_pillar_size_only(teacher, student, data, may_differ):
-    """Nothing else of the model, the data or the schedule; and the student learns with RDD unless told otherwise."""
+    """Nothing else of the model, the data or the schedule; how it learns is the command's to say."""
     t, s = preset(teacher, data), preset(student, data)
     others = {f.name for f in fields(Config) if f.metadata.get("group") in (config.DATA, config.OPTIM, config.RUN)}
     assert {k for k in (*MODEL_FIELDS, *others) if getattr(t, k) != getattr(s, k)} == may_differ
-    assert s.method == "rdd" and t.method == "none" and t.width == (1.0, 1.0, 1.0)
+    assert s.method == t.method == "none" and t.width == (1.0, 1.0, 1.0)
     assert s.width < t.width if "width" in may_differ else s.voxel_size[:2] > t.voxel_size[:2]
 
 
