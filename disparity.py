@@ -235,6 +235,7 @@ def main() -> None:
     from data.batch import open_data
     from train import check_pair
 
+    parallel.alone("disparity.py")
     _, _, device = parallel.start()
     teacher = open_teacher(given.teacher)
     cfg = student_config(given.student, given, teacher.cfg)

@@ -12,13 +12,12 @@ units: KITTI's AP in percent, nuScenes' 0..1; what a checkpoint's evaluation pri
 """
 
 import json
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli import ArgumentParser, InputError, did_you_mean, run_cli
+from cli import ArgumentParser, InputError, did_you_mean, run_cli, write_text
 from config import MODEL, Config, add_options
 from presets import DEFAULT_PAIR
 
@@ -135,11 +134,10 @@ def resampled(dataset: "Kitti | NuScenes", found: dict[str, tuple], cfg: Config,
         else:
             score = lambda _: nothing_found()  # noqa: E731
     else:
-        from metrics.kitti import evaluate
+        from metrics.kitti import draw_frames, gather, moderate
 
-        group = np.arange(len(dataset))
-        truth, objects = kitti_objects(dataset, found)
-        score = lambda i: evaluate([truth[k] for k in i], [objects[k] for k in i], cfg.classes)  # noqa: E731
+        group, work = np.arange(len(dataset)), gather(*kitti_objects(dataset, found), cfg.classes)
+        score = lambda i: moderate(draw_frames(work, i), cfg.classes)  # noqa: E731
     rng, groups = np.random.default_rng(0), [np.flatnonzero(group == g) for g in np.unique(group)]
     rows = [headline(score(np.concatenate([groups[g] for g in rng.integers(len(groups), size=len(groups))])))
             for _ in range(draws)]  # fmt: skip
@@ -171,15 +169,10 @@ def writable_folder(path: Path) -> None:
 
 
 def write_json(path: Path, content: dict | list, indent: int | None = 1) -> None:
-    """Write a JSON file whole or not at all: under another name first, then moved into place. indent None: all in one line, three
-    times as fast."""
-    temporary = path.with_name(path.name + ".tmp")
-    if path.is_dir():
-        raise InputError(f"{path}: cannot be written (it is a folder)")
+    """Write a JSON file whole or not at all. indent None: all in one line, three times as fast. Raises InputError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content, indent=indent) + "\n")
-        os.replace(temporary, path)
+        write_text(path, json.dumps(content, indent=indent) + "\n")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 

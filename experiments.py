@@ -31,10 +31,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli import ArgumentParser, InputError, did_you_mean, run_cli
+from cli import ArgumentParser, InputError, did_you_mean, run_cli, write_text
 from config import Config, from_json, override
 from fair import equal_epochs, equal_share, longer_variant, price_of, remembered, shares
 from presets import preset
+from rows import read_records
 from suites import ALONE, SCENES, SUITES, TEACHER, Suite
 
 if TYPE_CHECKING:
@@ -92,12 +93,13 @@ def record_name(student: str, variant: str, seed: int) -> str:
 
 @contextmanager
 def claim(path: Path) -> Iterator[bool]:
-    """Whether this process may do the job of that file; the claim ends with the block, or with the process."""
+    """Whether this process may do the job of that file; the claim ends with the block, or with the process. Raises OSError
+    on a disk without locks."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             yield False
             return
         yield True
@@ -173,7 +175,7 @@ def teacher_of(job: Job, results: Path) -> "Detector | None":
 
 def run_once(suite: str, job: Job, runs: Path, results: Path, keep_outputs: bool = False, workers: int = 0) -> None:
     """Train one run, or what is missing of it, and write its record, results/NAME.json; of a teacher its weights, NAME.pt."""
-    from data.batch import collate, open_data
+    from data.batch import collate, open_run
     from evaluate import detect, resampled
     from runs import fingerprint
     from sheet import count_macs, count_parameters
@@ -182,11 +184,11 @@ def run_once(suite: str, job: Job, runs: Path, results: Path, keep_outputs: bool
 
     folder, teacher = runs / job.name, teacher_of(job, results)
     measured = teacher is not None and job.cfg.method != "none" and job.cfg.seed == 0 and ", " not in job.variant
-    price, kept = price_of(job.cfg, teacher, workers) if measured else (None, None)
+    data = open_run(job.cfg, runs, workers)
+    price, kept = price_of(job.cfg, teacher, data, workers) if measured else (None, None)
     if teacher is not None and keep_outputs:
         teacher.forward = remembered(teacher, runs / job.needs / "outputs" / fingerprint(teacher))
-    detector = train(job.cfg, folder, teacher, workers)
-    validation = open_data(job.cfg, "val")
+    detector, validation = train(job.cfg, folder, teacher, workers, data=data), data[1]
     device = next(detector.parameters()).device
     found = detect(detector, validation, device, workers=workers)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -213,24 +215,13 @@ def run_once(suite: str, job: Job, runs: Path, results: Path, keep_outputs: bool
     results.mkdir(parents=True, exist_ok=True)
     path = results / f"{job.name}.json"
     if not path.is_file():  # a finished run keeps the record it had when it was trained
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
-        os.replace(temporary, path)
+        write_text(path, json.dumps(record, indent=1) + "\n")
     if job.variant == TEACHER:
+        if read_records(results)[job.name].get("weights") not in (None, record["weights"]):
+            raise InputError(f"{path}: the teacher trained here has other weights than that of the record, whose students need "
+                             "its own; bring its .pt, or choose another --results")  # fmt: skip
         save_checkpoint(path.with_suffix(".pt"), {"format": 1, "config": record["config"], "model": detector.state_dict(),
                                                   "step": record["steps"]})  # fmt: skip
-
-
-def read_records(folder: Path) -> dict[str, dict[str, Any]]:
-    """{run: record} of a suite. Raises InputError for a file that is none."""
-    found = {}
-    for path in sorted(folder.glob("*.json")):
-        try:
-            found[path.stem] = json.loads(path.read_text())
-            found[path.stem]["variant"], found[path.stem]["seconds"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: expected the record of a run, found {error!r}") from None
-    return found
 
 
 def side_by_side(count: int, words: list[str], runs: Path) -> None:
@@ -238,7 +229,7 @@ def side_by_side(count: int, words: list[str], runs: Path) -> None:
     import torch
 
     runs.mkdir(parents=True, exist_ok=True)
-    share = str(max(1, (os.cpu_count() or 1) // count))
+    share = str(max(1, torch.get_num_threads() // count))  # the cores that this process may use
     environment = {**os.environ, "OMP_NUM_THREADS": share, "MKL_NUM_THREADS": share}
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count())))).split(",")
     logs = [runs / f"job{k}.log" for k in range(count)]
@@ -307,10 +298,12 @@ def pictures(suite: Suite, runs: Path, results: Path, out: Path, timed: bool) ->
     with torch.no_grad():
         batch = collate([frame], cfg)
         x = student.prepare(batch)
-        _, seen = distil(student(x), teacher(x))
-    plot.regions(out / "regions.png", frame.points, seen["regions"][:, 1:].numpy(),
-                 *(seen[k].numpy() for k in ("side", "d", "m")), cfg.point_range, boxes=batch.boxes[0].numpy(),
-                 title=f"region pairs of frame {frame.id[:8]}")  # fmt: skip
+        _, seen = distil(student(x), teacher(x if teacher.shares_input(student) else teacher.prepare(batch)))
+    points, truth = turn(frame.points, batch.boxes[0].numpy())
+    squares = seen["regions"][:, 1:].numpy()
+    squares = squares[:, [1, 2, 3, 0]] * [1, -1, 1, -1] if cfg.velocity else squares  # x ahead, y to the left, as `turn`
+    plot.regions(out / "regions.png", points, squares, *(seen[k].numpy() for k in ("side", "d", "m")), cfg.point_range,
+                 boxes=truth, title=f"region pairs of frame {frame.id[:8]}")  # fmt: skip
     drawn = {"teacher": f"{name_t}-seed*", "student": f"{name_s}-{ALONE}-seed*", "student + RDD": f"{name_s}-rdd-seed*",
              "student, longer": f"{name_s}-{ALONE}-*epochs-seed*"}  # fmt: skip
     curves(out / "curves.png", [(label, folder) for label, pattern in drawn.items()
@@ -354,13 +347,14 @@ def main() -> None:
             raise InputError(f"{option}: expected a number from 1 on; found {number}")
     if given.workers < 0:
         raise InputError(f"--workers: expected a number from 0 on; found {given.workers}")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise InputError("experiments.py under torchrun: expected one process, which starts others by itself (--jobs)")
+    import parallel
     from evaluate import writable_folder
+
+    parallel.alone("experiments.py")  # it starts others by itself (--jobs)
 
     for folder in (given.runs, given.results, *([] if given.no_pictures else [figures])):
         writable_folder(folder)
-    from train import prepare_data
+    from data.batch import prepare_data
 
     if suite.scenes and not given.root:
         from data.simulate_kitti import simulate_kitti

@@ -29,8 +29,10 @@ ROOM = 4e9  # bytes of the disk that stay free for checkpoints: the outputs of a
 METRICS = KITTI | {"map": "mAP", "nds": "NDS"}
 
 
-def price_of(cfg: Config, teacher: "Detector", workers: int = 0, turns: int = 5, steps: int = 6) -> tuple[float, float]:
-    """The time of a step with the method, in steps of the student alone: the median over `turns` of the loop itself.
+def price_of(cfg: Config, teacher: "Detector", data: Any, workers: int = 0, turns: int = 5,
+             steps: int = 6) -> tuple[float, float]:  # fmt: skip
+    """The time of a step with the method, in steps of the student alone: the median over `turns` of the loop itself, on `data`
+    (`data.batch.open_run`).
 
     Second, the same where the teacher's outputs are at hand, as they are for every student of a seed but the first
     (`remembered`, whose reading from the disk is left out).
@@ -59,7 +61,7 @@ def price_of(cfg: Config, teacher: "Detector", workers: int = 0, turns: int = 5,
                     changed = {"method": "none", "label_kd": False} if name == "alone" else {}
                     run, asked = Path(folder, name), 0
                     train(replace(cfg, **endless, **changed), run, None if name == "alone" else teacher, workers,
-                          (turn + 1) * steps)  # fmt: skip
+                          (turn + 1) * steps, data)  # fmt: skip
                     spent[name].append(read_checkpoint(run / "last.pt")["seconds"])
     finally:
         teacher.forward = forward

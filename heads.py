@@ -70,10 +70,11 @@ class CenterHead(nn.Module):
             # log(0.1 / 0.9): start from a probability of 0.1 everywhere, so that the first steps are not spent on the
             # background.
             nn.init.constant_(task["heatmap"][-1].bias, -2.19)
-        # label -> (task, class inside the task)
-        names = [(t, k, name) for t, classes in enumerate(cfg.task_classes) for k, name in enumerate(classes)]
-        self.place = {cfg.classes.index(name): (t, k) for t, k, name in names}
-        self.label = {(t, k): cfg.classes.index(name) for t, k, name in names}
+        # Of each task {class inside it -> label} and {label -> class inside it, or -1}: where the network is, no step copies them
+        for t, names in enumerate(cfg.task_classes):
+            kinds = [names.index(name) if name in names else -1 for name in cfg.classes]
+            self.register_buffer(f"label_{t}", torch.tensor([cfg.classes.index(name) for name in names]), persistent=False)
+            self.register_buffer(f"kind_{t}", torch.tensor(kinds), persistent=False)
 
     def forward(self, neck: Tensor) -> list[dict[str, Tensor]]:
         """(B, C, H, W) -> per task {map: (B, channels, H, W)}, in float32 whatever autocast does above."""
@@ -113,9 +114,7 @@ class CenterHead(nn.Module):
         device = boxes[0].device
         scan = torch.cat([torch.full((len(b),), n, device=device) for n, b in enumerate(boxes)])
         box, label = torch.cat(boxes).float(), torch.cat(labels)
-        inside_task = torch.tensor([self.place[k][1] if self.place[k][0] == task else -1
-                                    for k in range(len(self.cfg.classes))], device=device)  # fmt: skip
-        kind = inside_task[label]
+        kind = getattr(self, f"kind_{task}")[label]
         x, y = self.geometry.to_cells(box[:, 0], box[:, 1])
         # DIFFERS: an object whose centre lies outside the map is no target; OpenPCDet moves it to the nearest cell.
         keep = (kind >= 0) & (x >= 0) & (y >= 0) & (x < width) & (y < height)
@@ -186,12 +185,12 @@ class CenterHead(nn.Module):
         heat = task["heatmap"].sigmoid()  # (K, H, W)
         if peaks:
             heat = torch.where(heat == F.max_pool2d(heat, 3, 1, 1), heat, 0.0)
-        classes, height, width = heat.shape
+        _, height, width = heat.shape
         score, flat = heat.flatten().topk(min(limit, heat.numel()))
         kind, cell = flat // (height * width), flat % (height * width)
         i, j = cell // width, cell % width
         box = self.boxes_at(torch.cat([task[name] for name in self.code])[:, i, j].T, i, j)
-        label = torch.tensor([self.label[t, k] for k in range(classes)], device=heat.device)[kind]
+        label = getattr(self, f"label_{t}")[kind]
         return box, score, label, torch.stack([i, j], dim=1)
 
     def boxes_at(self, code: Tensor, i: Tensor, j: Tensor) -> Tensor:

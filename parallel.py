@@ -19,6 +19,8 @@ import torch.distributed.nn.functional as dist_fn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cli import InputError
+
 
 def start() -> tuple[int, int, torch.device]:
     """(rank, world size, device) of this process; joins the group when torchrun started it. gloo on CPU, nccl on CUDA."""
@@ -58,6 +60,12 @@ def wait_for_all() -> None:
     """Go on when every process has come here."""
     if world_size() > 1:
         dist.barrier()
+
+
+def alone(program: str) -> None:
+    """Raises InputError under torchrun, for a program that is one process."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError(f"{program} under torchrun: expected one process")
 
 
 def finish(device: torch.device) -> None:

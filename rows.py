@@ -4,11 +4,11 @@ A row is one model of a suite and one metric: its mean and spread over the seeds
 (`fair.statistic`), and the records it comes from. `table.py` writes them in Markdown or JSON, `curves.py` draws them.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
 from cli import InputError
-from experiments import read_records
 from fair import KITTI, METRICS, equal_epochs, longer_variant, scores, statistic
 from suites import ALONE, METHODS, SUITES, TEACHER, Suite
 
@@ -77,6 +77,18 @@ def runs_of(suite: Suite, records: list[dict[str, Any]], teacher: str, student: 
     # Where equal time is asked for; not another suite's, as "none, 12 epochs" of `longer`
     longer = [name for name in found if suite.equal_time and name in takes.values() and name not in of]
     return of | {name: {r["seed"]: r for r in mine if r["variant"] == name} for name in longer}, takes
+
+
+def read_records(folder: Path) -> dict[str, dict[str, Any]]:
+    """{run: record} of a suite. Raises InputError for a file that is none."""
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            found[path.stem] = json.loads(path.read_text())
+            found[path.stem]["variant"], found[path.stem]["seconds"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: expected the record of a run, found {error!r}") from None
+    return found
 
 
 def checked_records(folder: Path, metrics: list[str]) -> dict[str, dict[str, Any]]:

@@ -14,6 +14,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import weakref
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -23,10 +24,11 @@ import torch
 from torch import nn
 
 import parallel
-from cli import InputError
+from cli import InputError, write_text
 from config import DISTIL, READING, Config, from_json, to_json
 from detector import Detector
 from evaluate import evaluate_detector, headline
+from sparse import find_spconv
 from weights import load_weights, read_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
@@ -36,14 +38,19 @@ if TYPE_CHECKING:
 @cache  # a process of many runs keeps the code that it began with
 def commit() -> str:
     """The commit of the code, with -dirty when it was changed since; "unknown" outside a repository."""
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False,
-                          cwd=Path(__file__).parent)  # fmt: skip
+    try:
+        done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False,
+                              cwd=Path(__file__).parent)  # fmt: skip
+    except OSError:  # no git here
+        return "unknown"
     return done.stdout.strip() or "unknown"
 
 
 def machine() -> str:
-    """Cores, their kind (runs are equal to the last bit on one kind of CPU only), GPU, torch."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    """Cores, their kind (runs are equal to the last bit on one kind of CPU only), GPU, whether with spconv, torch."""
+    gpu = "no GPU"
+    if torch.cuda.is_available():
+        gpu = f"{torch.cuda.get_device_name()} {'with' if find_spconv() else 'without'} spconv"
     kind = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     return f"{os.cpu_count()} cores, {kind}, {gpu}, torch {torch.__version__.split('+')[0]}"
 
@@ -56,6 +63,9 @@ def check_same_run(folder: Path, cfg: Config) -> dict[str, Any] | None:
     content = read_checkpoint(last)
     before = from_json(content["config"])  # options younger than the run: as they were then
     for k in differences(before, cfg):
+        # Data may have moved, or be called by another name; but of two sets that are both there one is another run's
+        if k == "root" and (not Path(before.root).is_dir() or Path(before.root).resolve() == Path(cfg.root).resolve()):
+            continue
         advice = f"; to keep it as the teacher: --teacher {last}" if before.method == "none" else ""
         raise InputError(f"{folder} holds a run with {k} = {getattr(before, k)}, this one has {getattr(cfg, k)}; choose another "
                          f"--name or --runs, or delete the folder{advice}")  # fmt: skip
@@ -90,7 +100,10 @@ class RunFolder:
         self.unevaluated = False  # the evaluation that is due at the step of last.pt has still to be done
 
     def restore(self) -> int:
-        """The step to go on from: 0 in a new folder, else where last.pt stands. Raises InputError for another config."""
+        """The step to go on from: 0 in a new folder, else where last.pt stands. Raises InputError for another config, and while
+        another process trains the run."""
+        if parallel.rank() == 0:
+            self._hold()
         last, content = self.path / "last.pt", check_same_run(self.path, self.cfg)
         if content is None:
             if parallel.rank() == 0:
@@ -110,11 +123,24 @@ class RunFolder:
             self._forget_after(content["step"])
         return content["step"]
 
-    def _begin(self) -> None:
+    def _hold(self) -> None:
+        """Make the folder, and lock it until this object or the process ends."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            file = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise InputError(f"{self.path}: the folder of the run cannot be made ({error.strerror or error})") from None
+        weakref.finalize(self, os.close, file)
+        try:
+            import fcntl
+
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise InputError(f"{self.path}: another process is training this run; choose another --name, or wait") from None
+        except (ImportError, OSError):  # Windows, and disks that know no locks
+            pass
+
+    def _begin(self) -> None:
         (self.path / "config.json").write_text(json.dumps(to_json(self.cfg), indent=1))
         (self.path / "command.txt").write_text(shlex.join(sys.argv) + "\n")
         (self.path / "environment.txt").write_text(
@@ -132,7 +158,7 @@ class RunFolder:
                 kept += [line + "\n"] * (not again)
             except json.JSONDecodeError:  # the process was killed, or the disk full, in the middle of it
                 continue
-        path.write_text("".join(kept))
+        write_text(path, "".join(kept))
 
     def log(self, kind: str, record: dict[str, Any], seconds: float) -> None:
         if parallel.rank() == 0:

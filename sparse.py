@@ -355,11 +355,12 @@ def find_spconv() -> ModuleType | None:
     try:
         import spconv.pytorch as spconv
         from spconv.cppconstants import CPU_ONLY_BUILD as no_kernels
-    except ImportError:
-        no_kernels = True
-    if not no_kernels:
-        return spconv
-    warnings.warn("no spconv with CUDA kernels (spconv-cuXXX): sparse layers run in PyTorch", stacklevel=2)
+        if not no_kernels:
+            return spconv
+        reason = "this one is built for CPUs"
+    except ImportError as error:  # also of a library that it needs
+        reason = str(error)
+    warnings.warn(f"no spconv with CUDA kernels ({reason}): sparse layers run in PyTorch", stacklevel=2)
     return None
 
 

@@ -99,7 +99,8 @@ def open_teacher(path: str) -> "Detector":
 
 def student_config(name: str, given: Namespace, teacher: Config) -> Config:
     """The config of a preset (or of a checkpoint's run) on the teacher's data set, with the options given."""
-    from train import prepare_data, resolve
+    from data.batch import prepare_data
+    from train import resolve
 
     values = {f.name: getattr(given, f.name) for f in fields(Config) if hasattr(given, f.name)}
     data = values.get("data", teacher.data)

@@ -28,30 +28,29 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-    from data.batch import Batch
+    from data.batch import Batch, TrainingFrames
     from detector import Detector
 
 DEFAULT = "(default)"
 SAVE_EVERY = 900  # seconds between checkpoints, if an epoch is longer
-DEFAULT_ROOT = {"sim": Path("datasets/sim-kitti"), "sim-nuscenes": Path("datasets/sim-nuscenes"),
-                "kitti": Path("datasets/kitti"), "nuscenes": Path("datasets/nuscenes")}  # fmt: skip
 
 
 # ------------------------------------------------------------------ the loop
 
 
 def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers: int = 0,
-          stop_after: int | None = None) -> "Detector":  # fmt: skip
+          stop_after: int | None = None, data: "tuple[TrainingFrames, Any] | None" = None) -> "Detector":  # fmt: skip
     """Train one detector into `folder`, from where it stopped; with a teacher, distil by `cfg.method`.
 
-    `stop_after` leaves the run unfinished at that step (it can be continued). Returns the detector in eval mode.
+    `stop_after` leaves the run unfinished at that step (it can be continued); `data`, what `open_run` made, saves opening it
+    again. Returns the detector in eval mode.
     Raises InputError when a loss is not finite, naming the term and the frames.
     """
     import torch  # here, as every slow import, so that --help answers at once
     from tqdm import tqdm
 
     import parallel
-    from data.batch import TrainingFrames, object_database, open_data, report_dropped, steps_per_epoch, training_batches
+    from data.batch import open_run, report_dropped, steps_per_epoch, training_batches
     from detector import build
     from rdd import gradient_norms, summary, total_loss
     from runs import RunFolder
@@ -59,7 +58,7 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
     rank, world, device = parallel.start()
     if cfg.batch_size % world:
         raise InputError(f"--batch-size {cfg.batch_size}: expected a multiple of the {world} processes")
-    frames, validation = open_data(cfg, "train"), open_data(cfg, "val")
+    training, validation = data or open_run(cfg, folder.parent, workers)
     student = build(cfg).to(device)
     distil = start_distilling(cfg, student, teacher, device)
     parameters = list(student.parameters()) + (list(distil.parameters()) if distil else [])  # psi is trained along
@@ -68,7 +67,8 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
     scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
     run = RunFolder(folder, cfg, student, distil, optimizer, scaler, teacher)
     step = run.restore()
-    training = TrainingFrames(frames, cfg, object_database(cfg, frames, folder.parent, workers))
+    if len(set(parallel.gather(step))) > 1:
+        raise InputError(f"{folder}: the processes found different checkpoints; --runs: expected a disk that all of them see")
     per_epoch = steps_per_epoch(len(training), cfg.batch_size)
     last_step = per_epoch * cfg.epochs
     stop = min(last_step, stop_after or last_step)
@@ -79,7 +79,9 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
     batches = training_batches(training, step, stop, workers, rank, world)
     bar = tqdm(batches, total=stop, initial=step, desc=folder.name, unit="step", disable=rank > 0, dynamic_ncols=True)
     began, saved, reported = time.perf_counter(), time.perf_counter(), set()
-    for batch in bar:
+    for k, batch in enumerate(bar):
+        if workers and k == 0:
+            began = saved = time.perf_counter()  # what it takes to start the loading processes is no training
         report_dropped(batch, reported)
         lr, beta1 = one_cycle(step, last_step, cfg.lr)
         for group in optimizer.param_groups:
@@ -179,30 +181,6 @@ def check_finite(terms: dict[str, "Tensor"], ids: list[str], step: int) -> None:
                              "checkpoint is intact. Try half the --lr under another --name, or see plot.py")  # fmt: skip
 
 
-# ------------------------------------------------------------------ data
-
-
-def prepare_data(cfg: Config, workers: int) -> Config:
-    """Fill in the root, and make the simulated set if it is what is asked for and is not there."""
-    if cfg.data in ("sim", "sim-nuscenes"):
-        import parallel
-
-        parallel.start()
-        root, kitti = Path(cfg.root or DEFAULT_ROOT[cfg.data]), cfg.layout == "kitti"
-        if cfg.root and not root.is_dir():
-            command = f"python -m data.simulate {'' if kitti else 'nuscenes '}--out {root}"
-            raise InputError(f"--root {root}: no such folder; make a simulated set there: {command}")
-        if parallel.rank() == 0 and not (root / ("ImageSets/val.txt" if kitti else "v1.0-trainval/scene.json")).is_file():
-            from data.simulate_kitti import simulate_kitti
-            from data.simulate_nuscenes import simulate_nuscenes
-
-            print(f"no data in {root}: simulating it (pass --data {cfg.layout} --root DIR for real data)")
-            (simulate_kitti if kitti else simulate_nuscenes)(root, workers=workers)
-        parallel.wait_for_all()
-        return replace(cfg, root=str(root))
-    return replace(cfg, root=cfg.root or str(DEFAULT_ROOT[cfg.data]))
-
-
 # ------------------------------------------------------------------ command line
 
 
@@ -295,7 +273,7 @@ def main() -> None:
 
 def run_jobs(cfg_t: Config | None, checkpoint: Path | None, cfg_s: Config | None, args: dict[str, Any]) -> None:
     """Teacher (loaded, or trained first), its AP, then the student."""
-    from data.batch import open_data
+    from data.batch import open_data, prepare_data
     from evaluate import evaluate_detector, headline
     from runs import check_same_run
     from weights import load_detector

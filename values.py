@@ -91,6 +91,9 @@ def _agree(cfg: "Config") -> None:
     if len(cfg.label_score) not in (1, len(cfg.classes)):
         raise InputError(f"--label-score: expected one score, or one per class ({len(cfg.classes)}); "
                          f"found {_shown(cfg.label_score)}")  # fmt: skip
+    if cfg.layout == "nuscenes" and cfg.max_detections * len(cfg.task_classes) > 500:
+        raise InputError(f"--max-detections: nuScenes takes 500 boxes of a frame, so of each of {len(cfg.task_classes)} tasks at "
+                         f"most {500 // len(cfg.task_classes)}; found {cfg.max_detections}")  # fmt: skip
     stages = 4 if cfg.encoder == "voxel" else 1
     if len(cfg.encoder_channels) < stages:
         raise InputError(f"--encoder-channels: expected {stages} numbers or more; found {_shown(cfg.encoder_channels)}")

@@ -9,7 +9,6 @@ else the machine does meets all of them alike; what is reported are medians, and
 """
 
 import json
-import os
 import shlex
 import statistics
 import sys
@@ -18,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cli import ArgumentParser, InputError
+from cli import ArgumentParser, InputError, write_text
 
 REPEATS = 7
 REAL = Path("../shared/real")  # real frames, where they lie beside the project; else simulated ones are taken
@@ -102,6 +101,4 @@ def run(rows: Callable[[int], Iterator[Row]], doc: str) -> None:
 
         record = {"command": shlex.join(["python", "-m", p.prog.split()[-1], *sys.argv[1:]]), "date": time.strftime("%Y-%m-%d"),
                   "machine": machine(), "commit": commit(), "rows": found}  # fmt: skip
-        temporary = args.json.with_suffix(".tmp")
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
-        os.replace(temporary, args.json)
+        write_text(args.json, json.dumps(record, indent=1) + "\n")

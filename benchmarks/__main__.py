@@ -8,14 +8,13 @@ Each subject runs in a process of its own: what one leaves in memory or sets for
 """
 
 import json
-import os
 import shlex
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from cli import ArgumentParser, InputError, did_you_mean, run_cli
+from cli import ArgumentParser, InputError, did_you_mean, run_cli, write_text
 
 SUBJECTS = sorted({path.stem for path in Path(__file__).parent.glob("[!_]*.py")} - {"workloads"})
 
@@ -51,9 +50,7 @@ def main() -> None:
         records[name] = measure(name, args.repeats) | {"command": command}
         if args.json:
             args.json.parent.mkdir(parents=True, exist_ok=True)
-            temporary = args.json.with_suffix(".tmp")
-            temporary.write_text(json.dumps(dict(sorted(records.items())), indent=1) + "\n")
-            os.replace(temporary, args.json)
+            write_text(args.json, json.dumps(dict(sorted(records.items())), indent=1) + "\n")
     if args.figure:
         from curves import ratios
 

@@ -35,10 +35,10 @@ def kitti_cloud(image_crop: bool = False) -> tuple[str, np.ndarray]:
             from data.kitti import Kitti
 
             return "KITTI 000000, image crop", Kitti(root, "train", frames=("000000",))[0].points
-        from data.kitti_files import read_points
+        from data.kitti_files import read_cloud
 
-        return "KITTI 000000", read_points(root / "training/velodyne/000000.bin")[0]
-    from data.simulate import make_frame
+        return "KITTI 000000", read_cloud(root / "training/velodyne/000000.bin", 4)[0]
+    from data.simulate_kitti import make_frame
 
     return "simulated frame" + ", sector" * image_crop, make_frame(0, 0, 0, not image_crop)[0]
 
@@ -48,7 +48,7 @@ def nuscenes_cloud() -> tuple[str, np.ndarray]:
     path = REAL / "nuscenes/aggregated_10_sweeps_float16.bin"
     if path.is_file():
         return "nuScenes, 10 sweeps", np.fromfile(path, np.float16).reshape(-1, 5).astype(np.float32)
-    from data.simulate import make_frame
+    from data.simulate_kitti import make_frame
 
     clouds = [make_frame(0, 0, i, True)[0] for i in range(3)]
     return "3 simulated frames in one", np.hstack([points := np.concatenate(clouds), np.zeros_like(points[:, :1])])

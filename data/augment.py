@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from boxes import overlap_bev, points_in_boxes, wrap_angle
-from cli import InputError
+from cli import InputError, one_line
 from data import Frame
 
 
@@ -106,6 +106,7 @@ def scale(frame: Frame, rng: np.random.Generator, low: float, high: float) -> Fr
 class ObjectDatabase:
     """Labelled objects cut out of the training frames: their boxes and the points inside, where they stood."""
 
+    folder: Path  # where they were read from
     names: np.ndarray  # (n,) str
     boxes: np.ndarray  # (n, 7 or 9) float32
     begin: np.ndarray  # (n + 1,) int64: object i has points[begin[i] : begin[i + 1]]
@@ -113,6 +114,10 @@ class ObjectDatabase:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def __reduce__(self) -> tuple:
+        """A loading process that is not forked opens the folder itself: it is not sent gigabytes, and shares them."""
+        return ObjectDatabase.load, (self.folder,)
 
     @cached_property
     def rows(self) -> dict[str, np.ndarray]:
@@ -135,12 +140,13 @@ class ObjectDatabase:
             with open(temporary / "points.bin", "wb") as file:
                 cut = DataLoader(_Cut(frames, classes, max(min_points, 1)), None, num_workers=workers, collate_fn=_as_it_is,
                                  generator=torch.Generator())  # its own: torch's global random state stays as it is  # fmt: skip
-                for found in tqdm(cut, desc="cutting out objects", unit="frame", leave=False, disable=None):
-                    for name, box, points in found:
-                        names.append(name)
-                        boxes.append(box)
-                        begin.append(begin[-1] + len(points))
-                        file.write(points.tobytes())
+                with one_line():
+                    for found in tqdm(cut, desc="cutting out objects", unit="frame", leave=False, disable=None):
+                        for name, box, points in found:
+                            names.append(name)
+                            boxes.append(box)
+                            begin.append(begin[-1] + len(points))
+                            file.write(points.tobytes())
             if not names:
                 raise InputError(f"ground-truth paste: expected objects ({', '.join(classes)}) of at least {min_points} points, "
                                  f"found none; switch it off with --paste 0")  # fmt: skip
@@ -164,7 +170,7 @@ class ObjectDatabase:
                 raise ValueError(f"{len(points)} numbers, not those of {begin[-1]} points")
         except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
             raise InputError(f"{folder}: expected an object database, found {error}; delete it to have it rebuilt") from None
-        return cls(names, boxes, begin, points.reshape(begin[-1], -1))
+        return cls(folder.absolute(), names, boxes, begin, points.reshape(begin[-1], -1))
 
 
 class _Cut(Dataset):

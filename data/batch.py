@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from cli import InputError, did_you_mean
+import parallel
+from cli import InputError, did_you_mean, one_line
 from config import Config
 from data import Frame
 from data.augment import ObjectDatabase, augment
@@ -73,6 +74,29 @@ def report_dropped(batch: Batch, told: set[str]) -> None:
         told.add(id)
 
 
+DEFAULT_ROOT = {"sim": Path("datasets/sim-kitti"), "sim-nuscenes": Path("datasets/sim-nuscenes"),
+                "kitti": Path("datasets/kitti"), "nuscenes": Path("datasets/nuscenes")}  # fmt: skip
+
+
+def prepare_data(cfg: Config, workers: int) -> Config:
+    """Fill in the root, and make the simulated set if it is what is asked for and is not there."""
+    if cfg.data in ("sim", "sim-nuscenes"):
+        parallel.start()
+        root, kitti = Path(cfg.root or DEFAULT_ROOT[cfg.data]), cfg.layout == "kitti"
+        if cfg.root and not root.is_dir():
+            command = f"python -m data.simulate {'' if kitti else 'nuscenes '}--out {root}"
+            raise InputError(f"--root {root}: no such folder; make a simulated set there: {command}")
+        if parallel.rank() == 0 and not (root / ("ImageSets/val.txt" if kitti else "v1.0-trainval/scene.json")).is_file():
+            from data.simulate_kitti import simulate_kitti
+            from data.simulate_nuscenes import simulate_nuscenes
+
+            print(f"no data in {root}: simulating it (pass --data {cfg.layout} --root DIR for real data)")
+            (simulate_kitti if kitti else simulate_nuscenes)(root, workers=workers)
+        parallel.wait_for_all()
+        return replace(cfg, root=str(root))
+    return replace(cfg, root=cfg.root or str(DEFAULT_ROOT[cfg.data]))
+
+
 def open_data(cfg: Config, split: str) -> "Kitti | NuScenes":
     """The data set a config names; `split` is train or val, or both are the frames the user chose.
 
@@ -99,7 +123,8 @@ def object_database(cfg: Config, frames: "Kitti | NuScenes", spare: Path, worker
     if not any(cfg.paste):
         return None
     chosen = hashlib.sha256(repr((frames.ids, cfg.classes, cfg.fov_only, cfg.sweeps)).encode()).hexdigest()[:12]
-    places = [folder / f"objects-{chosen}" for folder in (Path(cfg.root), spare)]
+    root = hashlib.sha256(str(Path(cfg.root).resolve()).encode()).hexdigest()[:6]  # frames of another root may have these names
+    places = [Path(cfg.root) / f"objects-{chosen}", spare / f"objects-{chosen}-{root}"]
     first = int(os.environ.get("LOCAL_RANK", 0)) == 0
     while not (found := next((path for path in places if path.is_dir()), None)):
         if first:
@@ -143,6 +168,18 @@ class TrainingFrames(Dataset):
         return frame
 
 
+def open_run(cfg: Config, spare: Path, workers: int = 0) -> tuple[TrainingFrames, Kitti | NuScenes]:
+    """What a run reads: its training frames, and those that it is evaluated on. Made once for runs that differ in how they learn
+    only. Of a machine's processes the first goes ahead, because it leaves an index of nuScenes' tables for the others."""
+    ahead = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    if not ahead:
+        parallel.wait_for_all()
+    frames, validation = open_data(cfg, "train"), open_data(cfg, "val")
+    if ahead:
+        parallel.wait_for_all()
+    return TrainingFrames(frames, cfg, object_database(cfg, frames, spare, workers)), validation
+
+
 def steps_per_epoch(frames: int, batch_size: int) -> int:
     """Whole batches in one pass; the frames left over take their turn in another epoch's order."""
     if frames < batch_size:
@@ -170,11 +207,9 @@ def training_batches(frames: TrainingFrames, first_step: int, last_step: int, wo
 
 def load(frames: Dataset, batches: Iterable[Sequence[Any]], cfg: Config, workers: int = 0) -> Iterator[Batch]:
     """A Batch of each list of items of a data set, read by so many processes; torch's global random state stays as it is."""
-    try:
+    with one_line():
         yield from DataLoader(frames, batch_sampler=batches, num_workers=workers, collate_fn=_Collate(cfg),
                               generator=torch.Generator())  # fmt: skip
-    except InputError as error:  # of another process it comes with its traceback: the line that it would be in this one
-        raise InputError(str(error).rpartition("cli.InputError: ")[2].strip()) from None
 
 
 class _Collate:

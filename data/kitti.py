@@ -24,8 +24,8 @@ from data.kitti_files import (  # noqa: F401 (whoever wants KITTI finds all of i
     no_objects,
     objects_from_boxes,
     read_calibration,
+    read_cloud,
     read_objects,
-    read_points,
     write_calibration,
     write_objects,
 )
@@ -63,7 +63,7 @@ class Kitti:
         return len(self.ids)
 
     def __getitem__(self, i: int) -> Frame:
-        points, dropped = read_points(self._path("velodyne", i))
+        points, dropped = read_cloud(self._path("velodyne", i), 4)
         calib = self.calibration(i)
         if self.fov_only:
             camera = calib.lidar_to_camera(points[:, :3])

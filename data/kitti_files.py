@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cli import InputError, did_you_mean
+from cli import InputError, did_you_mean, write_text
 
 TYPES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc", "DontCare")
 COLUMNS = (
@@ -101,7 +101,7 @@ def write_objects(path: str | Path, objects: Objects) -> None:
         words += [format(value, short) for value in metres]
         # Eight decimals: two float32 scores that differ should not become a tie.
         lines.append(" ".join(words) + ("\n" if unscored[i] else f" {objects.score[i]:.8f}\n"))
-    Path(path).write_text("".join(lines), encoding="utf-8")
+    write_text(Path(path), "".join(lines))
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def write_calibration(path: str | Path, calib: Calibration) -> None:
         "Tr_imu_to_velo": np.eye(3, 4),
     }
     lines = [f"{name}: {' '.join(f'{value:.12e}' for value in matrices[name].flat)}\n" for name in matrices]
-    Path(path).write_text("".join(lines), encoding="utf-8")
+    write_text(Path(path), "".join(lines))
 
 
 def _read(path: str | Path) -> bytes:
@@ -248,12 +248,13 @@ def image_boxes(location: np.ndarray, dimensions: np.ndarray, rotation_y: np.nda
     return np.where(shown.any(axis=1), np.concatenate([low, high], axis=1), np.nan)
 
 
-def read_points(path: str | Path) -> tuple[np.ndarray, int]:
-    """(N, 4) float32 x, y, z, intensity of a velodyne file; and how many points were left out (not finite)."""
-    data = _read(path)
-    if len(data) % 16:
-        raise InputError(f"{path}: expected 16 bytes a point (4 float32), found {len(data)} bytes: broken?")
-    points = np.frombuffer(data, dtype="<f4").reshape(-1, 4)
+def read_cloud(path: str | Path, columns: int) -> tuple[np.ndarray, int]:
+    """(N, 4) float32 x, y, z, intensity, the first of a file's `columns` (KITTI 4, nuScenes 5); and how many points were left
+    out (not finite). Raises InputError when the file cannot be read or does not hold whole points."""
+    data, size = _read(path), 4 * columns
+    if len(data) % size:
+        raise InputError(f"{path}: expected {size} bytes a point ({columns} float32), found {len(data)} bytes: broken?")
+    points = np.frombuffer(data, dtype="<f4").reshape(-1, columns)[:, :4]
     finite = np.isfinite(points)
     if finite.all():  # as in every sound file; asking row by row takes ten times as long
         return points.copy(), 0

@@ -22,6 +22,7 @@ import numpy as np
 
 from cli import ArgumentParser, InputError, run_cli
 from data import Frame
+from data.kitti_files import read_cloud
 from data.nuscenes_tables import CLASS_OF, SCENES, Scan, Tables
 
 MOVING = 0.2  # m/s
@@ -54,12 +55,12 @@ class NuScenes:
 
     def __getitem__(self, i: int) -> Frame:
         key, *history = self.tables.scans(self.ids[i], self.sweeps)
-        points, dropped = self._read(key)
+        points, dropped = read_cloud(self.root / key.file, COLUMNS)
         parts = [np.concatenate([points, np.zeros((len(points), 1), np.float32)], axis=1)]
         if not history and self.sweeps > 1:  # the first frame of a scene stands in for its own sweeps
             parts.append(self._sweep(points, key, key))
         for scan in history:
-            points, bad = self._read(scan)
+            points, bad = read_cloud(self.root / scan.file, COLUMNS)
             parts.append(self._sweep(points, scan, key))
             dropped += bad
         # DIFFERS: OpenPCDet shuffles the sweeps. Here they stand newest first, which matters only where the number of
@@ -107,23 +108,6 @@ class NuScenes:
                 for c, s, r, v, score, name in zip(*columns)]  # fmt: skip
         meta = {f"use_{sensor}": sensor == "lidar" for sensor in ("camera", "lidar", "radar", "map", "external")}
         return {"meta": meta, "results": results}
-
-    def _read(self, scan: Scan) -> tuple[np.ndarray, int]:
-        """(N, 4) float32 x, y, z, intensity (the ring is dropped), and how many points were left out (not finite)."""
-        path = self.root / scan.file
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-        if len(data) % (4 * COLUMNS):
-            found = f"{len(data)} bytes: broken?"
-            raise InputError(f"{path}: expected {4 * COLUMNS} bytes a point ({COLUMNS} float32), found {found}")
-        points = np.frombuffer(data, dtype="<f4").reshape(-1, COLUMNS)[:, :4]
-        finite = np.isfinite(points)
-        if finite.all():  # as in every sound file; asking row by row takes ten times as long
-            return points.copy(), 0
-        finite = finite.all(axis=1)
-        return points[finite], int((~finite).sum())
 
     def _check_files(self, hint: bool) -> None:
         """Every scan of every frame has its file. One listing a folder: 300,000 questions are slow on a network disk."""

@@ -13,6 +13,7 @@ dims: S samples · L scans of LIDAR_TOP · A annotations, ordered by sample
 """
 
 import gc
+import io
 import json
 import os
 import re
@@ -26,7 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cli import InputError, did_you_mean
+from cli import InputError, did_you_mean, write_bytes
 
 # What is read of each table: how many numbers a field holds; 0: a word, -1: a list of words.
 WORD, WORDS = 0, -1
@@ -207,6 +208,7 @@ def _build(folder: Path) -> dict[str, np.ndarray]:
     try:
         if max((folder / f"{name}.json").stat().st_size for name in TABLES) <= BLOCK:
             return _join(folder, map)
+        # Not by spawn, which runs the caller's script again where it has no `if __name__ == "__main__"`: these only parse.
         pool = ProcessPoolExecutor(min(PROCESSES, os.cpu_count() or 1), initializer=gc.disable)
         try:
             return _join(folder, pool.map)
@@ -383,13 +385,9 @@ def _load(path: Path, stamp: np.ndarray) -> dict[str, np.ndarray] | None:
 
 
 def _save(path: Path, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Written under a temporary name and moved into place. A folder that nobody may write is left alone, also by root."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    """The columns as they are, after writing them. A folder that nobody may write is left alone, also by root."""
     with suppress(OSError):  # a read-only disk, a full one: it is only a cache
         if path.parent.stat().st_mode & 0o222:
-            with open(temporary, "wb") as file:
-                np.savez(file, **columns)
-            os.replace(temporary, path)
-    with suppress(OSError):
-        temporary.unlink(missing_ok=True)
+            np.savez(file := io.BytesIO(), **columns)
+            write_bytes(path, file.getbuffer())
     return columns

@@ -19,18 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from cli import ArgumentParser, InputError, run_cli
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """A whole file or none: first under a name of this process's own: a killed parent's workers may still be writing."""
-    passing = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    passing.write_bytes(content)
-    os.replace(passing, path)
-
-
-def write_text(path: Path, text: str) -> None:
-    write_bytes(path, text.encode())
+from cli import ArgumentParser, InputError, run_cli, write_text
 
 
 def check_settings(out: Path, settings: dict) -> None:

@@ -13,13 +13,12 @@ reach it: 0 for v >= 0.8, 1 for v >= 0.4, else 2. DontCare: objects with v < 0.1
 image, as one region where their 2D boxes overlap; objects without a point in the image are not labelled.
 """
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from cli import InputError
+from cli import InputError, write_bytes, write_text
 from data.kitti_files import (
     Calibration,
     Objects,
@@ -30,7 +29,7 @@ from data.kitti_files import (
 )
 from data.scanner import HDL64E, Scan, scan
 from data.scenes import Scene, make_scene
-from data.simulate import begin, run, write_text
+from data.simulate import begin, run
 
 VERSION = 2  # raised whenever the same settings give other frames
 IMAGE = (1242, 375)  # px
@@ -109,7 +108,7 @@ def make_frame(seed: int, split: int, index: int, full_circle: bool) -> tuple[np
 
 
 def frame_files(root: Path, number: int) -> tuple[Path, Path, Path]:
-    """Calibration, label and points of a frame, in the order they are written."""
+    """Calibration, label and points of a frame."""
     folder, name = root / "training", f"{number:06d}"
     return (
         folder / "calib" / f"{name}.txt",
@@ -119,18 +118,13 @@ def frame_files(root: Path, number: int) -> tuple[Path, Path, Path]:
 
 
 def write_frame(task: tuple[Path, int, int, int, int, bool]) -> None:
-    """Make one frame and move its files into place, the points last: a frame with points is complete."""
+    """Make one frame and write its files, each whole or not at all."""
     root, number, *arguments = task
     points, objects = make_frame(*arguments)
-    writers = (
-        lambda path: write_calibration(path, CALIBRATION),
-        lambda path: write_objects(path, objects),
-        lambda path: Path(path).write_bytes(points.astype("<f4").tobytes()),
-    )
-    for path, write in zip(frame_files(root, number), writers, strict=True):
-        passing = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        write(passing)
-        os.replace(passing, path)
+    calibration, labels, cloud = frame_files(root, number)
+    write_calibration(calibration, CALIBRATION)
+    write_objects(labels, objects)
+    write_bytes(cloud, points.astype("<f4").tobytes())
 
 
 def simulate_kitti(out: str | Path, train: int = 250, val: int = 80, seed: int = 0, workers: int = 0, full_circle: bool = False,

@@ -26,12 +26,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cli import InputError
+from cli import InputError, write_bytes, write_text
 from data.nuscenes import MOVING, quaternion_product, rotation_matrix
 from data.nuscenes_tables import SCENES
 from data.scanner import HDL32E, Pose, scan
 from data.scenes import Scene
-from data.simulate import begin, run, write_bytes, write_text
+from data.simulate import begin, run
 from data.traffic import STEP, World, make_world
 
 VERSION = 1  # raised whenever the same settings give other files
@@ -283,7 +283,8 @@ def write_tables(out: Path, names: list[str]) -> None:
         for name in names:
             for table, rows in json.loads((out / "parts" / f"{name}.json").read_bytes()).items():
                 if table not in files:
-                    files[table] = stack.enter_context(open(out / TABLES / f"{table}.json.tmp", "w", encoding="utf-8"))
+                    path = out / TABLES / f"{table}.json.{os.getpid()}.tmp"  # row by row: never all in memory
+                    files[table] = stack.enter_context(open(path, "w", encoding="utf-8"))
                     before[table] = "[\n"
                 for row in rows:
                     files[table].write(before[table] + json.dumps(row))
@@ -294,7 +295,7 @@ def write_tables(out: Path, names: list[str]) -> None:
     for table, rows in common.items():
         write_text(out / TABLES / f"{table}.json", json.dumps(rows, indent=0))
     for table in sorted(files, key=lambda table: table == "scene"):
-        os.replace(out / TABLES / f"{table}.json.tmp", out / TABLES / f"{table}.json")
+        os.replace(files[table].name, out / TABLES / f"{table}.json")
 
 
 def simulate_nuscenes(out: str | Path, train: int = 24, val: int = 8, seed: int = 0, workers: int = 0, sweeps: int = 2,

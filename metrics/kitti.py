@@ -18,6 +18,7 @@ dims: L labels · D detections (each of all frames, in a row) · P pairs of them
 """
 
 from dataclasses import dataclass, fields
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -62,6 +63,8 @@ class Workload:
     detection: np.ndarray  # (P,) row of its detection
     overlap: dict[str, np.ndarray]  # "bbox", "bev", "3d" -> (P,) intersection over union
     on_dontcare: np.ndarray  # (D,) largest share of the detection's 2D box that lies in one DontCare region
+    frame_l: np.ndarray  # (L,) frame of the label
+    frame_d: np.ndarray  # (D,) frame of the detection
 
 
 def evaluate(labels: list[Objects], detections: list[Objects], classes=CLASSES, progress=False) -> dict:
@@ -72,7 +75,16 @@ def evaluate(labels: list[Objects], detections: list[Objects], classes=CLASSES, 
     for "aos", a detection has no orientation. Raises InputError for no frames, unequal lengths, a class that
     the benchmark does not have, a score that is not finite.
     """
-    result = curves(labels, detections, classes, progress)
+    return _averaged(curves(labels, detections, classes, progress))
+
+
+def moderate(work: Workload, classes=CLASSES) -> dict:
+    """Like `evaluate`, but of a workload, and only what `moderate_map` reads: a tenth of the work, for many draws of frames."""
+    return _averaged(curves_of(work, classes, tables=("strict",), metrics=("bev", "3d"), levels=("moderate",)))
+
+
+def _averaged(result: dict) -> dict:
+    """What `curves` returns -> what `evaluate` returns."""
     for table in result.values():
         for name, metrics in table.items():
             # The 40-point mean leaves out recall 0. With n < 41 labels a curve has n points, the rest is 0:
@@ -90,20 +102,24 @@ def _percent(levels: dict[str, np.ndarray] | None, points: slice) -> dict[str, f
 
 def curves(labels: list[Objects], detections: list[Objects], classes=CLASSES, progress=False) -> dict:
     """Like `evaluate`, but {"strict": {class: {metric: {level: (41,) precision, 0..1}}}, "loose": ...}."""
-    _check(labels, detections, classes)
-    work = _gather(labels, detections)
+    return curves_of(gather(labels, detections, classes), classes, progress=progress)
+
+
+def curves_of(work: Workload, classes=CLASSES, tables=tuple(LIMITS), metrics=METRICS[:3], levels=tuple(LEVELS),
+              progress=False) -> dict:  # fmt: skip
+    """Like `curves`, but of a workload, and only the tables, kinds of overlap and levels asked for; "aos" comes with "bbox"."""
     oriented = not (work.detections.alpha == -10).any()  # one missing orientation is enough (loadDetections)
-    result: dict = {table: {name: dict.fromkeys(METRICS) for name in classes} for table in LIMITS}
+    result: dict = {table: {name: dict.fromkeys(METRICS) for name in classes} for table in tables}
     known: dict = {}  # some settings are in both tables
-    settings = [(table, name, i) for table in LIMITS for name in classes for i in range(3)]
-    for table, name, i in tqdm(settings, desc="KITTI metrics", leave=False, disable=not progress):
-        setting = name, METRICS[i], LIMITS[table][name][i]
-        if not _detected(work.detections, name, METRICS[i]):
+    settings = list(product(tables, classes, metrics))
+    for table, name, metric in tqdm(settings, desc="KITTI metrics", leave=False, disable=not progress):
+        setting = name, metric, LIMITS[table][name][METRICS.index(metric)]
+        if not _detected(work.detections, name, metric):
             continue
         if setting not in known:
-            known[setting] = {level: _curve(work, *setting, LEVELS[level]) for level in LEVELS}
-        result[table][name][METRICS[i]] = {level: curve[0] for level, curve in known[setting].items()}
-        if METRICS[i] == "bbox" and oriented:
+            known[setting] = {level: _curve(work, *setting, LEVELS[level]) for level in levels}
+        result[table][name][metric] = {level: curve[0] for level, curve in known[setting].items()}
+        if metric == "bbox" and oriented:
             result[table][name]["aos"] = {level: curve[1] for level, curve in known[setting].items()}
     return result
 
@@ -127,8 +143,9 @@ def _check(labels: list[Objects], detections: list[Objects], classes) -> None:
 # ---- What no class or level changes: the objects of all frames in a row, the overlaps of all pairs at once.
 
 
-def _gather(labels: list[Objects], detections: list[Objects]) -> Workload:
-    """All frames as one `Workload`, with those pairs that overlap enough for some setting."""
+def gather(labels: list[Objects], detections: list[Objects], classes=CLASSES) -> Workload:
+    """All frames as one `Workload`, with those pairs that overlap enough for some setting. Raises InputError as `evaluate`."""
+    _check(labels, detections, classes)
     all_l, frame_l = _concatenate(labels)
     all_d, frame_d = _concatenate(detections)
     label, detection = _same_frame(frame_l, frame_d)
@@ -152,7 +169,22 @@ def _gather(labels: list[Objects], detections: list[Objects]) -> Workload:
     share = np.divide(shared, area, out=np.zeros_like(shared), where=shared > 0)
     on_dontcare = np.zeros(len(all_d))
     np.maximum.at(on_dontcare, inside, share)
-    return Workload(all_l, all_d, frame_l[label[keep]], label[keep], detection[keep], overlap, on_dontcare)
+    frame, label, detection = frame_l[label[keep]], label[keep], detection[keep]
+    return Workload(all_l, all_d, frame, label, detection, overlap, on_dontcare, frame_l, frame_d)
+
+
+def draw_frames(work: Workload, drawn: np.ndarray) -> Workload:
+    """The frames `drawn` (n,), some of them several times, as frames 0 .. n - 1: for a bootstrap, without new overlaps."""
+    frame_l, row_l = _same_frame(drawn, work.frame_l)
+    frame_d, row_d = _same_frame(drawn, work.frame_d)
+    frame, pair = _same_frame(drawn, work.frame)
+    new = np.arange(len(drawn))
+    shift_l = np.searchsorted(frame_l, new) - np.searchsorted(work.frame_l, drawn)  # (n,) rows that a frame's labels move
+    shift_d = np.searchsorted(frame_d, new) - np.searchsorted(work.frame_d, drawn)
+    label, detection = work.label[pair] + shift_l[frame], work.detection[pair] + shift_d[frame]
+    overlap = {metric: values[pair] for metric, values in work.overlap.items()}
+    return Workload(work.labels[row_l], work.detections[row_d], frame, label, detection, overlap, work.on_dontcare[row_d],
+                    frame_l, frame_d)  # fmt: skip
 
 
 def _concatenate(frames: list[Objects]) -> tuple[Objects, np.ndarray]:
@@ -164,7 +196,7 @@ def _concatenate(frames: list[Objects]) -> tuple[Objects, np.ndarray]:
 
 
 def _same_frame(frame_a: np.ndarray, frame_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted frame numbers of two tables' rows -> the rows of all pairs in one frame: (P,), (P,)."""
+    """Frame numbers of two tables' rows, those of b sorted -> the rows of all pairs in one frame: (P,), (P,), a's in order."""
     first = np.searchsorted(frame_b, frame_a, side="left")
     count = np.searchsorted(frame_b, frame_a, side="right") - first
     start = np.cumsum(count) - count

@@ -2,7 +2,9 @@
 
 import math
 import os
+import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -288,6 +290,30 @@ def test_of_two_that_build_one_database_both_have_it(tmp_path, monkeypatch):
     second = ObjectDatabase.build(tmp_path / "objects", [scene(0)], ("Car", "Pedestrian", "Cyclist"))
     first = ObjectDatabase.load(tmp_path / "objects")
     assert len(first) and np.array_equal(first.points, second.points) and os.listdir(tmp_path) == ["objects"]
+
+
+def test_a_process_that_is_not_forked_opens_the_database_itself(tmp_path, monkeypatch):
+    frames = [scene(seed) for seed in range(5)]
+    monkeypatch.chdir(tmp_path)
+    database = ObjectDatabase.build(Path("objects"), frames, ("Car", "Pedestrian", "Cyclist"))
+    assert database.points.nbytes > 5000 > 10 * len(sent := pickle.dumps(database))
+    monkeypatch.chdir("/")  # it may have another working directory
+    found = pickle.loads(sent)
+    for name in ("names", "boxes", "begin", "points"):
+        assert np.array_equal(getattr(found, name), getattr(database, name))
+    assert isinstance(found.points, np.memmap)
+
+
+class Broken(list):
+    def __getitem__(self, i: int) -> Frame:
+        raise InputError(f"frame {i}: expected points, found cli.py")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_input_error_of_another_process_is_one_line(tmp_path, workers):
+    with pytest.raises(InputError) as error:
+        ObjectDatabase.build(tmp_path / "objects", Broken([0]), ("Car",), workers=workers)
+    assert str(error.value) == "frame 0: expected points, found cli.py" and os.listdir(tmp_path) == []
 
 
 def break_array(name, change):

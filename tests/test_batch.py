@@ -166,6 +166,17 @@ def test_objects_are_cut_out_once_by_the_first_process_for_which_the_others_wait
     assert object_database(replace(cfg, paste=(0, 0, 0)), frames, tmp_path) is None
 
 
+def test_objects_in_the_spare_folder_are_those_of_their_root(tmp_path):
+    """Two sets that cannot be written to, whose frames have the same names: KITTI, and a corrupted copy of it."""
+    sizes = []
+    for name, offset in (("one", 0.0), ("other", 1.0)):
+        (tmp_path / name).write_text("a root in which no folder can be made")
+        frames = Listed([replace(frame, boxes=frame.boxes + np.float32([0, 0, 0, offset, 0, 0, 0])) for frame in tiny_frames(6)])
+        database = object_database(tiny_config(root=str(tmp_path / name), paste=(1, 1, 0)), frames, tmp_path / "runs")
+        sizes.append(database.boxes[:, 3].max())
+    assert sizes[1] == pytest.approx(sizes[0] + 1)
+
+
 def test_objects_of_data_that_cannot_be_written_to_are_kept_in_the_spare_folder(tmp_path):
     (tmp_path / "file").write_text("a root in which no folder can be made")
     frames, cfg = Listed(tiny_frames(6)), tiny_config(root=str(tmp_path / "file"), paste=(1, 1, 0))

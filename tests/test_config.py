@@ -107,6 +107,12 @@ def test_options_become_values_of_their_field_s_type():
     assert parse() == {}  # what is not given changes nothing
 
 
+def test_numbers_with_commas_may_begin_with_a_minus():
+    given = {"point_range": (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)}
+    assert parse("--point-range", "-51.2,-51.2,-5,51.2,51.2,3") == parse("--point-range=-51.2,-51.2,-5,51.2,51.2,3") == given
+    assert parse("--point-range", "-.5,-1e-3,-5,1,1,1") == {"point_range": (-0.5, -0.001, -5.0, 1.0, 1.0, 1.0)}
+
+
 @pytest.mark.parametrize(("words", "hint"), [
     (["--learning-rate", "1"], "unknown option --learning-rate"), (["--epoch", "1"], "did you mean --epochs"),
     (["--lr", "fast"], "lr"), (["--flip", "perhaps"], "on or off"), (["extra"], "unexpected argument 'extra'"),

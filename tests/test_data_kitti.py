@@ -21,8 +21,8 @@ from data.kitti import (
     main,
     objects_from_boxes,
     read_calibration,
+    read_cloud,
     read_objects,
-    read_points,
     write_calibration,
     write_objects,
 )
@@ -192,7 +192,7 @@ def test_results_may_hold_other_classes_and_2d_boxes_only(tmp_path):
     assert read_objects(write(tmp_path, line), scored=True).type.tolist() == ["Bus"]
 
 
-@pytest.mark.parametrize("reader", [lambda p: read_objects(p, False), read_calibration, read_points])
+@pytest.mark.parametrize("reader", [lambda p: read_objects(p, False), read_calibration, lambda p: read_cloud(p, 4)])
 def test_missing_or_unreadable_file_is_an_input_error(tmp_path, reader):
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(InputError, match="cannot be read"):
@@ -403,7 +403,7 @@ def test_points_that_are_not_finite_are_dropped_and_counted(tmp_path):
     for row, column, value in ((1, 0, np.nan), (4, 2, np.inf), (4, 1, np.nan), (7, 3, -np.inf)):
         points[row, column] = value
     points.tofile(tmp_path / "a.bin")
-    read, dropped = read_points(tmp_path / "a.bin")
+    read, dropped = read_cloud(tmp_path / "a.bin", 4)
     assert dropped == 3 and np.array_equal(read, points[[0, 2, 3, 5, 6, 8]])
     assert read.dtype == np.float32 and read.flags.writeable
 
@@ -411,9 +411,9 @@ def test_points_that_are_not_finite_are_dropped_and_counted(tmp_path):
 def test_cut_off_cloud_is_an_input_error_and_an_empty_one_is_not(tmp_path):
     (tmp_path / "a.bin").write_bytes(bytes(16 * 5 + 4))
     with pytest.raises(InputError, match=r"a.bin: expected 16 bytes a point \(4 float32\), found 84 bytes"):
-        read_points(tmp_path / "a.bin")
+        read_cloud(tmp_path / "a.bin", 4)
     (tmp_path / "b.bin").write_bytes(b"")
-    points, dropped = read_points(tmp_path / "b.bin")
+    points, dropped = read_cloud(tmp_path / "b.bin", 4)
     assert points.shape == (0, 4) and dropped == 0
 
 
@@ -432,7 +432,7 @@ def test_image_size_is_the_pngs_or_the_commonest(root, real_kitti):
 def test_field_of_view_crop_equals_a_plain_loop(root):
     data = Kitti(root, frames=["3", "10"])
     for i, (width, height) in enumerate(((640, 200), (1242, 375))):
-        points, _ = read_points(root / f"training/velodyne/{data.ids[i]}.bin")
+        points, _ = read_cloud(root / f"training/velodyne/{data.ids[i]}.bin", 4)
         kept = []
         for point in points:
             (_, _, z), (u, v) = plain_chain(data.calibration(i), point.tolist())

@@ -4,7 +4,7 @@ import json
 import re
 import sys
 from argparse import Namespace
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -56,10 +56,6 @@ def test_every_suite_can_be_built(name):
         if (other.folder or "") == name:
             shared = {job.name: job.cfg for job in jobs(other, "", list(other.variants), None, {})}
             assert all(shared[job.name] == job.cfg for job in every if job.name in shared)
-
-
-def test_suites_name_the_methods_there_are():
-    assert METHODS == tuple(m for m in next(f for f in fields(Config) if f.name == "method").metadata["choices"] if m != "none")
 
 
 def test_one_teacher_a_seed_and_the_same_student_for_every_variant(suite):
@@ -321,7 +317,7 @@ def test_a_suite_of_real_data_asks_for_it(monkeypatch, tmp_path):
     """Presets are the simulated set's by default: a suite's data set must win."""
     monkeypatch.setattr("sys.argv", ["experiments.py", "kitti", "--root", "/nowhere/kitti"])
     asked = []
-    monkeypatch.setattr("train.prepare_data", lambda cfg, workers: asked.append((cfg.data, cfg.root)) or cfg)
+    monkeypatch.setattr("data.batch.prepare_data", lambda cfg, workers: asked.append((cfg.data, cfg.root)) or cfg)
     monkeypatch.setattr(experiments, "run_suite", lambda *args: None)
     monkeypatch.setattr("sys.argv", [*sys.argv, "--no-pictures"])
     monkeypatch.chdir(tmp_path)
@@ -340,7 +336,7 @@ def test_a_suite_s_own_scenes_are_made_first_and_used(monkeypatch, tmp_path, nam
     for module, word in ((simulate_kitti, "simulate_kitti"), (simulate_nuscenes, "simulate_nuscenes")):
         bind = inspect.signature(getattr(module, word)).bind  # raises for settings that the simulator has not
         monkeypatch.setattr(module, word, lambda *args, bind=bind, **settings: made.append(bind(*args, **settings).args[0]))
-    monkeypatch.setattr("train.prepare_data", lambda cfg, workers: used.append(cfg.root) or cfg)
+    monkeypatch.setattr("data.batch.prepare_data", lambda cfg, workers: used.append(cfg.root) or cfg)
     monkeypatch.setattr(experiments, "run_suite", lambda *args: None)
     monkeypatch.setattr("sys.argv", ["experiments.py", name, "--no-pictures"])
     monkeypatch.chdir(tmp_path)
@@ -362,3 +358,52 @@ def test_the_page_counts_every_suite_s_runs():
     for names, runs in re.findall(r"^\| (`[^|]*`) \| [^|]* \| ([\d, ]+) \|", page, re.MULTILINE):
         counted |= dict(zip(re.findall("`([^`]+)`", names), map(int, runs.split(", ")), strict=True))
     assert counted == {name: len(jobs(suite, "", list(suite.variants), None, {})) for name, suite in SUITES.items()}
+
+
+def test_a_disk_without_locks_is_no_claim_of_another(tmp_path, monkeypatch):
+    def no_locks(*args):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(experiments.fcntl, "flock", no_locks)
+    with pytest.raises(OSError, match="No locks"), claim(tmp_path / "job.lock"):
+        pass
+
+
+def test_a_teacher_that_became_another_does_not_take_its_place(suite, root, tmp_path, monkeypatch):  # noqa: F811
+    """On another kind of CPU the same run ends with other weights: the record's students need the record's."""
+    monkeypatch.setattr(evaluate, "resampled", partial(resampled, draws=5))
+    run_suite("trial", given(tmp_path, variants=["none"], seeds=1), str(root))
+    record, weights = (tmp_path / "results" / f"big-seed0.{kind}" for kind in ("json", "pt"))
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"weights": "those of another"}))
+    weights.unlink()
+    with pytest.raises(InputError, match="big-seed0: .*the teacher trained here has other weights than that of the record"):
+        run_suite("trial", given(tmp_path, variants=["rdd"], seeds=1, runs=tmp_path / "elsewhere"), str(root))
+    assert not weights.is_file()
+
+
+def test_pictures_ask_teacher_and_student_each_on_its_own_grid(suite, root, tmp_path, monkeypatch):  # noqa: F811
+    import torch
+
+    from data.batch import collate, open_data
+    from rdd import RDD
+    from weights import load_detector
+
+    coarse = tiny_config(preset="small", data="kitti", voxel_size=(0.4, 0.4, 0.2))
+    monkeypatch.setitem(PRESETS, "small", lambda data: coarse)
+    monkeypatch.setattr(evaluate, "resampled", partial(resampled, draws=5))
+    drawn = {}
+    monkeypatch.setattr("plot.regions", lambda path, points, squares, side, d, *args, **words: drawn.update(squares=squares, d=d))
+    suite = replace(suite, equal_time=False, seeds={"": 1})
+    monkeypatch.setitem(experiments.SUITES, "trial", suite)
+    run_suite("trial", given(tmp_path), str(root))
+    experiments.pictures(suite, tmp_path / "runs", tmp_path / "results", tmp_path / "figures", timed=False)
+    teacher, _ = load_detector(tmp_path / "results" / "big-seed0.pt")
+    student, content = load_detector(tmp_path / "runs" / "small-rdd-seed0" / "last.pt")
+    distil = RDD(student.cfg, student.backbone.out_channels, teacher.backbone.out_channels).eval()
+    distil.load_state_dict(content["distil"])
+    found = []
+    for frame in open_data(student.cfg, "val"):
+        batch = collate([frame], student.cfg)
+        with torch.no_grad():
+            found.append(distil(student(student.prepare(batch)), teacher(teacher.prepare(batch)))[1])
+    assert len(drawn["d"]) and any(np.array_equal(seen["d"], drawn["d"]) for seen in found)

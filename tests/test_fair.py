@@ -20,8 +20,9 @@ from tests.test_experiments import VARIANTS, given, suite  # noqa: F401 (a fixtu
 from tests.test_train import root  # noqa: F401 (a fixture)
 
 
-def test_price_is_what_the_loop_spends_more_and_of_it_the_teacher(suite, root, monkeypatch):  # noqa: F811
+def test_price_is_what_the_loop_spends_more_and_of_it_the_teacher(suite, root, tmp_path, monkeypatch):  # noqa: F811
     import train as loop
+    from data.batch import open_run
     from detector import build
 
     now, method, train = [0.0], [""], loop.train
@@ -37,10 +38,12 @@ def test_price_is_what_the_loop_spends_more_and_of_it_the_teacher(suite, root, m
     monkeypatch.setattr(loop, "check_finite", lambda *args: takes({"none": 1.0, "rdd": 1.5}[method[0]]))
     monkeypatch.setattr(loop, "train", noted)
     every = {job.name: job.cfg for job in jobs(suite, str(root), list(VARIANTS), None, {})}
-    teacher = build(every["big-seed0"])
+    teacher, cfg = build(every["big-seed0"]), every["small-rdd-seed0"]
+    data = open_run(cfg, tmp_path)
+    monkeypatch.setattr("data.batch.open_data", None)  # once is enough
     before = teacher.forward
     teacher.encoder.register_forward_pre_hook(lambda *args: takes(0.5))
-    assert price_of(every["small-rdd-seed0"], teacher, turns=2, steps=2) == (2.0, 1.5)
+    assert price_of(cfg, teacher, data, turns=2, steps=2) == (2.0, 1.5)
     assert teacher.forward == before, "and of whatever follows it is asked as ever"
 
 
@@ -60,7 +63,7 @@ def test_a_teacher_that_remembers_changes_nothing(suite, root, tmp_path, monkeyp
     calls = {}
     for remember in (False, True):
         forwards = calls[remember] = []
-        monkeypatch.setattr(experiments, "price_of", lambda cfg, teacher, _, forwards=forwards: teacher.register_forward_hook(
+        monkeypatch.setattr(experiments, "price_of", lambda cfg, teacher, *_, forwards=forwards: teacher.register_forward_hook(
             lambda *_: forwards.append("asked")) and teacher.encoder.register_forward_hook(
             lambda *_: forwards.append("computed")) and (1.5, 1.1))  # fmt: skip
         folder = tmp_path / str(remember)

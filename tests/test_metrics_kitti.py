@@ -370,6 +370,29 @@ def test_order_of_frames_and_empty_frames_change_nothing_and_inputs_stay():
     assert_same(only, {table: {"Cyclist": expected[table]["Cyclist"]} for table in expected}, 0)
 
 
+def test_drawn_frames_score_as_the_full_evaluator_on_a_list_of_them():
+    """To the last bit; with frames drawn several times, without labels, without detections, without both, classes not found."""
+    rng, scores = np.random.default_rng(3), set()
+    for seed, absent in ((20, ()), (21, ("Car", "Cyclist")), (22, K.CLASSES)):
+        labels, detections = crowded(seed, frames=20)
+        a, b, c, d = [k for k in range(20) if len(labels[k]) and len(detections[k])][:4]
+        detections = [frame[~np.isin(frame.type, absent)] for frame in detections]
+        labels[a], detections[b], labels[c], detections[c] = (frames[0][:0] for frames in (labels, detections) * 2)
+        detections[d] = replace(detections[d], alpha=np.full(len(detections[d]), -10.0))  # no "aos" of a draw that has this one
+        assert any((frame.type == "DontCare").any() for frame in labels)
+        work, others = K.gather(labels, detections), np.delete(np.arange(20), d)
+        by_hand = np.array([b, a, c, b, a, d, b]), np.array([c])
+        for drawn in (*rng.integers(20, size=(2, 20)), *rng.choice(others, (2, 20)), *by_hand):
+            of = [labels[k] for k in drawn], [detections[k] for k in drawn]
+            draw, full = K.draw_frames(work, drawn), K.evaluate(*of)
+            assert_same(K.curves_of(draw), K.curves(*of), 0, (seed, drawn))
+            for classes, metric in product((K.CLASSES, ("Cyclist", "Car")), ("3d", "bev")):
+                part = {"strict": {name: full["strict"][name] for name in classes}}
+                assert K.moderate_map(K.moderate(draw, classes), metric) == K.moderate_map(part, metric), (seed, drawn)
+            scores.add(K.moderate_map(full))
+    assert len(scores) > 6  # no two draws with something found are alike
+
+
 # ---- errors, and what people read
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import baselines
 from config import DISTIL, READING, Config
-from runs import differences
+from runs import commit, differences
 
 
 @pytest.mark.parametrize(("method", "changes", "found"), [
@@ -27,3 +27,8 @@ def test_no_baseline_reads_an_option_that_two_of_its_runs_may_differ_in():
     for option in (f.name for f in fields(Config) if f.metadata.get("group") in (DISTIL, READING)):
         other = replace(Config(method="mimic"), **{option: "another"})
         assert (f"cfg.{option}" not in source) or differences(other, Config(method="mimic")) == [option], option
+
+
+def test_where_there_is_no_git_a_run_can_begin(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert commit.__wrapped__() == "unknown"

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cli import InputError
+from cli import InputError, write_bytes, write_text
 from data.kitti import Kitti
 from data.kitti_files import read_objects, write_objects
 from data.scanner import HDL64E, Pose, Scanner, first_hits, meet_ground, rotations, scan
@@ -390,6 +390,27 @@ def test_frames_do_not_depend_on_workers_or_interruptions(small, tmp_path):
     found = digest(tmp_path / "two")
     assert {name for name in expected if found[name] != expected[name]} == {"training/velodyne/000000.bin"}
     assert set(found) == set(expected)  # no temporary files are left
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    write_text(path, "größer\n")
+    assert path.read_bytes() == "größer\n".encode() and list(tmp_path.iterdir()) == [path]
+    real = Path.write_bytes
+    for reason in (OSError("disk full"), KeyboardInterrupt()):
+
+        def half(self, content, reason=reason):
+            real(self, content[:3])
+            raise reason
+
+        with monkeypatch.context() as patched, pytest.raises(type(reason)):
+            patched.setattr(Path, "write_bytes", half)
+            write_bytes(path, b"another")
+        assert path.read_bytes() == "größer\n".encode() and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(OSError):
+        write_bytes(tmp_path, b"a folder is in the way")
+    with pytest.raises(OSError):
+        write_bytes(path / "below a file", b"")
 
 
 def test_other_seeds_splits_and_indices_are_other_frames():

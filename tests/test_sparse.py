@@ -4,6 +4,7 @@ import copy
 import gc
 import importlib
 import itertools
+import sys
 import weakref
 from types import SimpleNamespace
 
@@ -566,3 +567,14 @@ def test_cuda_autocast(monkeypatch, engine, dtype):
     torch.testing.assert_close(out.float().cpu(), exact, rtol=0.05, atol=0.02)
     out.float().sum().backward()
     assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in net.parameters())
+
+
+@pytest.mark.parametrize(("spconv", "constants", "why"), [
+    (None, None, "spconv"), (SimpleNamespace(), SimpleNamespace(CPU_ONLY_BUILD=True), "this one is built for CPUs")])
+def test_a_spconv_that_cannot_be_used_is_said_with_its_reason(monkeypatch, spconv, constants, why):
+    for name, module in (("spconv", spconv), ("spconv.pytorch", spconv), ("spconv.cppconstants", constants)):
+        monkeypatch.setitem(sys.modules, name, module)  # None: importing it is an ImportError
+    if spconv:
+        spconv.pytorch = spconv
+    with pytest.warns(UserWarning, match=f"no spconv with CUDA kernels .*{why}.*: sparse layers run in PyTorch"):
+        assert sparse.find_spconv.__wrapped__() is None

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ import torch
 import train as train_module
 from baselines import METHODS
 from cli import InputError
+from data import batch as batch_module
 from data.kitti import objects_from_boxes, read_calibration, write_objects
 from detector import build
 from evaluate import detect, evaluate_detector, headline
@@ -142,6 +144,42 @@ def test_a_finished_run_is_not_trained_again(root, tmp_path):
     before = (tmp_path / "run" / "metrics.jsonl").read_text()
     train(cfg, tmp_path / "run")
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+def test_processes_that_stand_at_other_steps_say_so(root, tmp_path, monkeypatch):
+    monkeypatch.setattr("parallel.gather", lambda step: [step, 7])  # one of them on a disk of its own
+    with pytest.raises(InputError, match="run: the processes found different checkpoints; --runs"):
+        train(config(root), tmp_path / "run")
+
+
+def test_a_run_is_for_one_process_at_a_time(root, tmp_path):
+    """Of two, each would empty and write the other's files. What is left of a process that is gone is no lock."""
+    other = ("import sys, fcntl; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); print('held', flush=True); "
+             "sys.stdin.read()")  # fmt: skip
+    (tmp_path / "run").mkdir()
+    with subprocess.Popen([sys.executable, "-c", other, str(tmp_path / "run" / "lock")], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, text=True) as process:  # fmt: skip
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match="run: another process is training this run"):
+            train(config(root), tmp_path / "run", stop_after=1)
+        assert not (tmp_path / "run" / "config.json").exists()
+        process.stdin.close()
+    train(config(root), tmp_path / "run", stop_after=1)
+    train(config(root), tmp_path / "run", stop_after=2)
+    assert read_checkpoint(tmp_path / "run" / "last.pt")["step"] == 2
+
+
+def test_a_run_goes_on_where_its_data_has_another_name_or_place(root, tmp_path, capsys):
+    train(config(root), tmp_path / "run", stop_after=1)
+    (tmp_path / "other name").symlink_to(root)
+    train(config(tmp_path / "other name"), tmp_path / "run", stop_after=2)
+    copy = tmp_path / "copy"
+    shutil.copytree(root, copy)
+    with pytest.raises(InputError, match="holds a run with root = .*other name, this one has .*copy"):
+        train(config(copy), tmp_path / "run", stop_after=3)
+    shutil.rmtree(root)
+    train(config(copy), tmp_path / "run", stop_after=3)
+    assert read_checkpoint(tmp_path / "run" / "last.pt")["step"] == 3
 
 
 def test_a_folder_of_another_run_is_refused(root, tmp_path):
@@ -404,11 +442,11 @@ def test_the_simulated_nuscenes_is_made_on_first_use(tmp_path, monkeypatch):
         return real(root, 1, 1, workers=1, sweeps=1, samples=(2, 2), progress=False)
 
     monkeypatch.setattr(simulator, "simulate_nuscenes", small)
-    monkeypatch.setitem(train_module.DEFAULT_ROOT, "sim-nuscenes", tmp_path / "sets" / "sim-nuscenes")
+    monkeypatch.setitem(batch_module.DEFAULT_ROOT, "sim-nuscenes", tmp_path / "sets" / "sim-nuscenes")
     cfg, _ = train_module.resolve(train_module.DEFAULT, 1, "sim-nuscenes")
     assert (cfg.data, cfg.layout, cfg.preset, len(cfg.classes)) == ("sim-nuscenes", "nuscenes", "cp-voxel-xxs-cpu", 10)
     for _ in range(2):
-        found = train_module.prepare_data(cfg, 1)
+        found = batch_module.prepare_data(cfg, 1)
     assert made == [tmp_path / "sets" / "sim-nuscenes"] and found.root == str(made[0])
     near = (-9.6, -19.2, -5.0, 9.6, 19.2, 3.0)
     cfg = replace(found, method="none", epochs=1, batch_size=2, sweeps=2, eval_every=1, point_range=near)
@@ -416,7 +454,7 @@ def test_the_simulated_nuscenes_is_made_on_first_use(tmp_path, monkeypatch):
     (scores,) = (record for record in metrics(tmp_path / "run", "eval"))
     assert {"nds", "map"} <= scores.keys()
     with pytest.raises(InputError, match="python -m data.simulate nuscenes --out nowhere"):
-        train_module.prepare_data(replace(cfg, root="nowhere"), 1)
+        batch_module.prepare_data(replace(cfg, root="nowhere"), 1)
 
 
 def test_a_log_line_cut_in_two_does_not_stop_a_resume(root, tmp_path):

@@ -19,7 +19,9 @@ from values import check_values
     ({"head_channels": 0}, "--head-channels: expected a whole number from 1 on; found 0"), ({"bev_channels": (0, 0)}, "--bev-"),
     ({"classes": ("Car",) * 3}, "--classes: expected each class once; found Car,Car,Car"), ({"classes": ("Car",)}, "give both"),
     ({"clip": float("nan")}, "--clip"), ({"max_voxels": -1}, "--max-voxels"), ({"max_points": -1}, "--max-points"),
-    ({"max_detections": 0}, "--max-detections"), ({"nms_iou": -1.0}, "--nms-iou"), ({"alpha1": -1.0}, "--alpha1"),
+    ({"max_detections": 0}, "--max-detections"),
+    ({"data": "nuscenes", "tasks": (("Car",), ("Pedestrian", "Cyclist")), "max_detections": 251}, "at most 250; found 251"),
+    ({"nms_iou": -1.0}, "--nms-iou"), ({"alpha1": -1.0}, "--alpha1"),
     ({"proposal_score": 2.0}, "--proposal-score"), ({"score_threshold": 5.0}, "--score-threshold"),
     ({"loc_weight": float("nan")}, "--loc-weight"), ({"fraction": 1.5}, "--fraction"), ({"lam": -0.1}, "--lam"),
 ])  # fmt: skip
