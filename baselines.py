@@ -88,7 +88,7 @@ def all_boxes(out: Output) -> tuple[Tensor, Tensor]:
         cell, width = torch.arange(heat.shape[1], device=heat.device), task["heatmap"].shape[3]
         code = torch.cat([task[name] for name in out.head.code], dim=1).flatten(2).transpose(1, 2)
         logits = heat.new_full((*heat.shape[:2], len(out.head.cfg.classes)), -torch.inf)
-        logits[..., [out.head.label[t, k] for k in range(heat.shape[2])]] = heat
+        logits[..., getattr(out.head, f"label_{t}")] = heat
         found.append((out.head.boxes_at(code, cell // width, cell % width), logits))
     boxes, logits = (torch.cat(part, dim=1) for part in zip(*found, strict=True))
     return boxes, logits

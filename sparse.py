@@ -25,7 +25,6 @@ triples (tap, row of the input site, row of the output site). In one dimension, 
 A layer applies its rule book: gather the input rows of a tap's pairs, multiply them by the tap's weight, sum
 all products into their output rows. The gradients walk the same list the other way. Layers on the same sites
 share one rule book, and so do two networks that see the same voxels: a student reuses its teacher's.
-
 On CUDA, where spconv is installed, the same layers hand their weights to its fused kernels (see `engine`).
 """
 

@@ -208,7 +208,7 @@ def _build(folder: Path) -> dict[str, np.ndarray]:
     try:
         if max((folder / f"{name}.json").stat().st_size for name in TABLES) <= BLOCK:
             return _join(folder, map)
-        # Not by spawn, which runs the caller's script again where it has no `if __name__ == "__main__"`: these only parse.
+        # Not by spawn, which would run a script again that has no guard around its main part: these only parse.
         pool = ProcessPoolExecutor(min(PROCESSES, os.cpu_count() or 1), initializer=gc.disable)
         try:
             return _join(folder, pool.map)

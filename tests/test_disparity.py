@@ -177,7 +177,8 @@ class Scans:
 
 
 def test_nuscenes_classes_and_boxes_with_velocity():
-    cfg = replace(preset("cp-voxel-xxs-cpu", "nuscenes"), point_range=(-9.6, -7.2, -5.0, 9.6, 7.2, 3.0), proposal_score=0.01)
+    cfg = replace(preset("cp-voxel-xxs-cpu", "nuscenes"), point_range=(-9.6, -7.2, -5.0, 9.6, 7.2, 3.0), proposal_score=0.01,
+                  method="rdd")
     student, teacher = build(cfg).eval(), build(replace(preset("cp-voxel-cpu", "nuscenes"), point_range=cfg.point_range)).eval()
     distil = RDD(cfg, student.backbone.out_channels, teacher.backbone.out_channels)
     pairs = measure(Stop(1, student, distil.state_dict()), teacher, cfg, Scans(cfg), torch.device("cpu"))

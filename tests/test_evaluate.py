@@ -1,6 +1,7 @@
 """evaluate.py's command line: saved KITTI results, checkpoints. (What a detector scores is tested with the training.)"""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -169,7 +170,9 @@ def test_a_nuscenes_checkpoint_exports_what_it_is_scored_by(small, tmp_path, mon
     evaluate.main()
     found = json.loads(scores.read_text())
     assert found["mean_dist_aps"]["car"] == pytest.approx(1) and found["label_tp_errors"]["car"]["trans_err"] < 1e-3
-    assert f"nds {100 * found['nd_score']:.2f}, map {100 * found['mean_ap']:.2f}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"mAP {found['mean_ap']:.4f}    NDS {found['nd_score']:.4f}" in said
+    assert re.search(r"^car +(1\.0000 +){5}0\.000", said, re.M)
     monkeypatch.setattr(sys, "argv", ["evaluate.py", "nuscenes", "--root", str(small), "--version", "v1.0-trainval", "--split",
                                       "val", "--results", str(out / "results.json"), "--json", str(again)])  # fmt: skip
     evaluate.main()

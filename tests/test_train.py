@@ -393,7 +393,7 @@ def test_a_width_makes_a_student_of_any_preset_with_a_folder_of_its_own():
     cfg = replace(preset("second-cpu"), width=(0.5, 0.5, 0.5), method="rdd")
     assert train_module.run_name(cfg) == "sim-second-cpu-width0.5-rdd-seed0"
     assert train_module.run_name(preset("second-cpu")) == "sim-second-cpu-seed0"
-    assert train_module.run_name(preset("second-s-cpu")) == "sim-second-s-cpu-rdd-seed0"
+    assert train_module.run_name(replace(preset("second-s-cpu"), method="rdd")) == "sim-second-s-cpu-rdd-seed0"
 
 
 def test_a_checkpoint_s_data_set_is_taken_without_being_named(root, tmp_path):
