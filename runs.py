@@ -4,7 +4,7 @@
 
 metrics.jsonl has one JSON object a line, kind "train" (a step's loss terms) or "eval" (official metrics). `seconds` is
 the time spent training up to there, evaluation left out. last.pt holds all that an exact resume needs; the data order
-and the augmentation need nothing, they are functions of the step (data/batch.py).
+and the augmentation need nothing, they are functions of the step (data/batch.py). A file `lock` keeps a second process out.
 """
 
 import hashlib
