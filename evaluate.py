@@ -101,13 +101,13 @@ def nuscenes_scores(dataset: "NuScenes", found: dict[str, tuple], export: Path |
 
     from metrics.nuscenes import evaluate, nothing_found
 
-    if not any(len(boxes) for boxes, *_ in found.values()):  # the official tool takes no file without a box
-        return nothing_found()
     with tempfile.TemporaryDirectory() as temporary:
         path = (export or Path(temporary)) / "results.json"
         write_json(path, dataset.submission(found), indent=None)
         if export and not any(dataset.names(i) for i in range(len(dataset))):
             return {}
+        if not any(len(boxes) for boxes, *_ in found.values()):  # the official tool takes no file without a box
+            return nothing_found()
         result, _ = evaluate(dataset.tables, dataset.ids, path)
     return result
 

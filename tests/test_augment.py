@@ -15,7 +15,8 @@ from shapely.geometry import Polygon
 
 from cli import InputError
 from data import Frame
-from data.augment import ObjectDatabase, augment, flip_y, paste, rotate, scale
+from data import augment as augment_module
+from data.augment import ObjectDatabase, augment, flip_x, flip_y, paste, rotate, scale
 
 KINDS = {"Car": (3.9, 1.6, 1.5), "Pedestrian": (0.8, 0.6, 1.7), "Cyclist": (1.8, 0.6, 1.7), "Van": (5.0, 1.9, 2.2)}
 ALWAYS = 1.0  # probability of flip_y
@@ -163,6 +164,16 @@ def test_flip_happens_half_of_the_time():
     assert 150 < sum(flipped) < 250
     assert flip_y(frame, Draws(0.49)).points[0, 1] == -frame.points[0, 1]
     assert flip_y(frame, Draws(0.5)).points[0, 1] == frame.points[0, 1]
+
+
+def test_the_other_mirror_and_the_shift_of_nuscenes():
+    frame = scene(0)
+    flipped = [flip_x(frame, np.random.default_rng(i)).points[0, 0] != frame.points[0, 0] for i in range(400)]
+    assert 150 < sum(flipped) < 250
+    rng = np.random.default_rng(0)
+    moves = np.array([augment_module.shift(frame, rng, 0.5).points[0, :3] - frame.points[0, :3] for _ in range(2000)])
+    assert np.allclose(moves.std(axis=0), 0.5, rtol=0.06) and np.abs(moves.mean(axis=0)).max() < 0.05
+    assert np.abs(np.corrcoef(moves.T) - np.eye(3)).max() < 0.08, "each axis has its own"
 
 
 def test_rotation_is_counter_clockwise_and_its_inverse_undoes_it():

@@ -166,6 +166,12 @@ def test_objects_are_cut_out_once_by_the_first_process_for_which_the_others_wait
     assert object_database(replace(cfg, paste=(0, 0, 0)), frames, tmp_path) is None
 
 
+def test_objects_of_other_classes_are_cut_out_for_themselves(tmp_path):
+    frames, cfg = Listed(tiny_frames(6)), tiny_config(root=str(tmp_path), paste=(1,))
+    for name in ("Car", "Pedestrian", "Car"):
+        assert set(object_database(replace(cfg, classes=(name,)), frames, tmp_path).names) == {name}
+
+
 def test_objects_in_the_spare_folder_are_those_of_their_root(tmp_path):
     """Two sets that cannot be written to, whose frames have the same names: KITTI, and a corrupted copy of it."""
     sizes = []

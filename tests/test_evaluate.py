@@ -280,3 +280,20 @@ def test_an_error_is_one_line_and_status_2(tmp_path):
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and str(tmp_path) in done.stderr
     assert run("evaluate.py", "kitti").returncode == 2 and run("evaluate.py").returncode == 2
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_an_export_of_nothing_is_a_file_all_the_same(small, tmp_path, monkeypatch, labelled):  # noqa: F811
+    """Every frame of the split has its list in a submission, and be it empty."""
+    nothing = (np.zeros((0, 9), np.float32), np.zeros(0, np.float32), ())
+    monkeypatch.setattr(evaluate, "detect", lambda detector, dataset, *args: dict.fromkeys(dataset.ids, nothing))
+    if not labelled:
+        monkeypatch.setattr("data.nuscenes.NuScenes.names", lambda self, i: ())
+    cfg = replace(preset("cp-voxel-xxs-cpu", "nuscenes"), data="nuscenes", root=str(small))
+    out, scores = tmp_path / "export", tmp_path / "scores.json"
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", saved(tmp_path, cfg), "--export", str(out), "--json", str(scores)])
+    evaluate.main()
+    lists = json.loads((out / "results.json").read_text())["results"]
+    assert len(lists) == 4 and not any(lists.values())
+    found = json.loads(scores.read_text())
+    assert found["nd_score"] == found["mean_ap"] == 0 if labelled else found == {}

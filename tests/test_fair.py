@@ -13,7 +13,7 @@ import evaluate
 import experiments
 from evaluate import resampled
 from experiments import jobs, read_records, run_suite
-from fair import equal_epochs, equal_share, paired_interval, price_of, shares
+from fair import equal_epochs, equal_share, paired_interval, price_of, shares, statistic
 from presets import preset
 from tests.scenes import tiny_config
 from tests.test_experiments import VARIANTS, given, suite  # noqa: F401 (a fixture)
@@ -148,3 +148,11 @@ def test_interval_does_not_average_away_frames_that_are_hard_on_every_seed():
     frames = np.linspace(0, 100, 201)
     ours = {s: frames.tolist() for s in range(3)}
     assert paired_interval(ours, {s: [0.0] * 201 for s in ours}) == pytest.approx((2.5, 97.5), abs=1.5)
+
+
+def test_a_row_s_interval_is_that_of_its_own_gain():
+    """Ahead of the student alone by 3 and 4: no sign is turned."""
+    alone, ours = ({seed: {"scores": [{"map": value + gain * seed}], "resampled": {"map": [value + gain * seed] * 9}}
+                    for seed in (0, 1)} for value, gain in ((10.0, 0.0), (13.0, 1.0)))  # fmt: skip
+    row = statistic(ours, alone, "map")
+    assert (row["mean"], row["delta"], row["low"], row["high"]) == (13.5, 3.5, 3.0, 4.0)

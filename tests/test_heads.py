@@ -322,3 +322,37 @@ def test_a_plateau_is_cut_to_the_limit_and_untrained_maps_give_no_crash(head):
 def test_start_probability_is_a_tenth():
     head = CenterHead(preset("cp-voxel-cpu"), 128, G)
     assert float(head.tasks[0]["heatmap"][-1].bias[0].detach().sigmoid()) == pytest.approx(0.1, abs=0.01)
+
+
+def test_losses_are_over_the_objects_of_all_processes(head, monkeypatch):
+    """Where two other processes saw nothing, the mean count is a third of this one's: its terms count three times."""
+    maps = head(torch.randn(1, 16, 12, 8))
+    alone = head.loss(maps, [BOXES], [LABELS])
+    monkeypatch.setattr(heads, "mean_over_processes", lambda count: count / 3)
+    shared = head.loss(maps, [BOXES], [LABELS])
+    for name in ("cls", "reg"):
+        torch.testing.assert_close(shared[name], 3 * alone[name])
+
+
+def test_a_proposal_is_the_highest_of_its_own_class_around_it(head):
+    maps = maps_of(head, head.targets(0, [BOXES[:0]], [LABELS[:0]], torch.Size((1, 3, 12, 8))))
+    for kind, i, j, logit in ((0, 3, 2, 8.0), (0, 3, 3, 7.0), (1, 4, 3, 7.0)):
+        maps[0]["heatmap"][0, kind, i, j] = logit
+    regions = head.proposals(maps, 0.1, 50)
+    middle = [((row[2] + row[4]) / 2, (row[1] + row[3]) / 2) for row in regions.tolist()]
+    assert middle == [pytest.approx((-4.8 + (i + 0.5) * 0.8, (j + 0.5) * 0.8)) for i, j in ((3, 2), (4, 3))]
+
+
+def test_the_limit_is_a_scan_s_over_all_its_tasks():
+    cfg = tiny_config(tasks=(("Car",), ("Pedestrian", "Cyclist")))
+    head, maps = CenterHead(cfg, 16, G), []
+    for classes in (1, 2):
+        task = {name: torch.zeros(2, n, 12, 8) for name, n in head.code.items()}
+        maps.append(task | {"heatmap": torch.full((2, classes, 12, 8), -9.0)})
+        for k in range(3):  # peaks 1, 3, 5 of the first task, 2, 4, 6 of the second, the same in both scans
+            maps[-1]["heatmap"][:, 0, 3 * k + 1, 2 * k + 1] = 2.0 * k + classes
+    regions = head.proposals(maps, 0.1, 4)
+    assert regions[:, 0].tolist() == [0.0] * 4 + [1.0] * 4
+    for scan in (regions[:4], regions[4:]):
+        rows = ((scan[:, 2] + scan[:, 4]) / 2 + 4.8) / 0.8 - 0.5
+        assert rows.round().tolist() == [7.0, 7.0, 4.0, 4.0]

@@ -13,6 +13,7 @@ from detector import Output, build
 from heads import Geometry
 from presets import preset
 from tests.scenes import few_points, tiny_config, tiny_frames
+from train import losses
 
 GEOMETRY = Geometry(x0=-2.0, y0=1.0, cell_x=0.5, cell_y=0.8)
 
@@ -356,7 +357,7 @@ def test_no_or_one_proposal(counts, select):
     rdd.summary(seen)
 
 
-def test_boxes_over_the_border_are_finite_and_inside_their_map():
+def test_regions_over_the_border_have_finite_losses():
     neck = torch.rand(1, 6, 12, 20)
     regions = boxes_in_cells((0, 0), (11, 19), (-3, 25))
     terms, _ = identity_rdd(select="all")(output(neck, regions), output(neck + 1, regions))
@@ -365,17 +366,14 @@ def test_boxes_over_the_border_are_finite_and_inside_their_map():
 
 def test_gradients_reach_student_and_psi_and_never_the_teacher():
     cfg = tiny_config(method="rdd")
-    teacher = build(tiny_config(width=(1.0, 1.0, 1.0))).eval().requires_grad_(False)
+    teacher = build(tiny_config(width=(1.0, 1.0, 1.0))).eval()  # not frozen: the loop asks it without gradients
     student = build(cfg).train()
     distil = rdd.RDD(cfg, student.backbone.out_channels, teacher.backbone.out_channels).train()
     before = {k: v.clone() for k, v in teacher.state_dict().items()}  # parameters AND buffers
     optimizer = torch.optim.SGD([*student.parameters(), *distil.parameters()], lr=0.01)
     for _ in range(3):
         batch = collate(tiny_frames(2), cfg)
-        x = student.prepare(batch)
-        with torch.no_grad():
-            out_t = teacher(x)
-        terms, seen = distil(student(x), out_t)
+        _, terms, seen, _ = losses(student, batch, teacher, distil, 1.0)
         optimizer.zero_grad()
         rdd.total_loss(terms, {}).backward()
         optimizer.step()
@@ -464,19 +462,90 @@ def test_each_of_the_paper_s_students_trains_a_step_decodes_and_distils(student)
     assert len(found) == 2 and all(d.boxes.shape[1] == columns and d.boxes.isfinite().all() for d in found)
 
 
+class Anchors(Head):
+    """Stands in for an anchor head, of these maps."""
+
+    def __init__(self, regions, cls, box):
+        super().__init__(regions)
+        self.cls, self.box = cls, box
+
+    def class_logits(self, _):
+        return self.cls
+
+    def regression(self, _):
+        return self.box
+
+
+def test_logit_loss_of_an_anchor_head_is_of_each_class_s_surest_anchor_and_of_the_best_one_s_code():
+    """Six anchors a cell, three classes; maps that are constant over the cells, so that a region's values are known."""
+    torch.manual_seed(0)
+    cls_s, cls_t, box_s, box_t = torch.randn(18), torch.randn(18), torch.randn(42), torch.randn(42)
+    neck, regions = torch.zeros(1, 6, 12, 20), boxes_in_cells((5, 8))
+
+    def model(cls, box, proposed):
+        maps = (values.view(1, -1, 1, 1).expand(1, -1, 12, 20).clone().requires_grad_() for values in (cls, box))
+        return Output(neck, [], GEOMETRY, Anchors(proposed, *maps))
+
+    out_s, out_t = model(cls_s, box_s, regions[:0]), model(cls_t, box_t, regions)
+    distil = identity_rdd(select="all")
+    terms, _ = distil(out_s, out_t)
+    p_s, p_t = (sigmoid_rows(cls.tolist()) for cls in (cls_s, cls_t))
+    expected = 49 * sum(abs(max(p_s[a * 3 + k] for a in range(6)) - max(p_t[a * 3 + k] for a in range(6))) for k in range(3))
+    best = max(range(6), key=lambda a: max(p_t[a * 3 : a * 3 + 3]))  # the teacher proposed
+    code_s, code_t = (box[7 * best : 7 * best + 7].tolist() for box in (box_s, box_t))
+    expected += sum(abs(a - b) for a, b in zip(code_s[:6], code_t[:6], strict=True)) + abs(math.sin(code_s[6] - code_t[6]))
+    assert float(terms["logit"].detach()) == pytest.approx(distil.cfg.alpha2 * expected, rel=1e-4)
+    terms["logit"].backward()
+    assert out_s.head.box.grad.abs().sum() > 0
+
+
+def sigmoid_rows(values):
+    return [1 / (1 + math.exp(-value)) for value in values]
+
+
+def test_each_neck_is_cut_on_its_own_grid():
+    """Both necks are one function of metres, 3 y + x, on other cells and from another origin: nothing disagrees."""
+
+    def ramp(g, height, width):
+        y, x = g.y0 + (torch.arange(height) + 0.5) * g.cell_y, g.x0 + (torch.arange(width) + 0.5) * g.cell_x
+        return (3 * y[:, None] + x[None]).expand(1, 6, -1, -1)
+
+    coarse = Geometry(x0=-3.0, y0=0.0, cell_x=1.0, cell_y=1.6)
+    regions = boxes_in_cells((5, 8), (6, 11))
+    out_s, out_t = output(ramp(GEOMETRY, 12, 20), regions), output(ramp(coarse, 8, 14), regions, geometry=coarse)
+    _, seen = identity_rdd(select="all")(out_s, out_t)
+    torch.testing.assert_close(seen["d"], torch.zeros(4), atol=1e-3, rtol=0)
+
+
+def test_selection_against_plain_loops():
+    """Per scan where it says so, and a share is rounded; of the scans one has a hundred times the d of the other."""
+    d = [1.0, 2.0, 3.0, 4.0, 5.0, 100.0, 300.0]
+    scan, info = torch.tensor([0, 0, 0, 0, 0, 1, 1]), -torch.tensor(d)
+    cases = {
+        ("relative", 1.0, 0.6): [0, 0, 1, 1, 1, 0, 1],  # d >= the mean of its scan, 3 and 200
+        ("gaussian", 2.0, 0.6): [0, 0, 1, 1, 1, 0, 1],  # I at least 2 below the scan's largest, -1 and -100
+        ("soft", 10.0, 0.6): [0.1, 0.2, 0.3, 0.4, 0.5, 1, 1],
+        ("top", 0.0, 0.3): [0, 0, 0, 1, 1, 0, 1],  # 1.5 and 0.6 of them, rounded: 2 and 1
+        ("top", 0.0, 0.1): [0, 0, 0, 0, 1, 0, 1],  # at least one
+        ("least", 0.0, 0.3): [1, 1, 0, 0, 0, 1, 0],
+    }  # fmt: skip
+    for (rule, lam, fraction), expected in cases.items():
+        assert rdd.solve_selection(info, scan, rule, lam, fraction).tolist() == pytest.approx(expected), rule
+
+
+def test_summary_and_gradient_norms_in_numbers():
+    seen = {"side": torch.tensor([0] * 7 + [1] * 14), "d": torch.linspace(0, 1, 21), "m": (torch.arange(21) < 6).float()}
+    expected = {"pairs_t": 7, "pairs_s": 14, "selected": 6 / 21}
+    expected |= {"d_05": 0.05, "d_25": 0.25, "d_50": 0.5, "d_75": 0.75, "d_95": 0.95}
+    assert rdd.summary(seen) == pytest.approx(expected)
+    neck = torch.ones(3, requires_grad=True)
+    terms = {"three": (neck * 3).sum(), "none": torch.ones(1, requires_grad=True).sum()}
+    for scale in (1.0, 1024.0):
+        assert rdd.gradient_norms(terms, neck, scale) == {"three": pytest.approx(math.sqrt(27)), "none": 0.0}
+
+
 def test_box_codes_are_those_of_the_proposing_side_s_best_anchor():
     """Two anchors a cell, two classes; in the one region the sides believe in different anchors."""
-
-    class Anchors(Head):
-        def __init__(self, regions, cls, box):
-            super().__init__(regions)
-            self.cls, self.box = cls, box
-
-        def class_logits(self, _):
-            return self.cls
-
-        def regression(self, _):
-            return self.box
 
     def model(best):
         cls = torch.full((1, 4, 6, 6), -3.0)

@@ -4,10 +4,13 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import baselines
 from config import DISTIL, READING, Config
-from runs import commit, differences
+from detector import build
+from runs import RunFolder, commit, differences
+from tests.scenes import tiny_config
 
 
 @pytest.mark.parametrize(("method", "changes", "found"), [
@@ -32,3 +35,17 @@ def test_no_baseline_reads_an_option_that_two_of_its_runs_may_differ_in():
 def test_where_there_is_no_git_a_run_can_begin(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert commit.__wrapped__() == "unknown"
+
+
+def test_a_run_goes_on_with_its_loss_scale(tmp_path):
+    cfg = tiny_config()
+    scales = []
+    for first in (8.0, 2.0):
+        student = build(cfg)
+        scaler = torch.amp.GradScaler("cpu", init_scale=first)
+        run = RunFolder(tmp_path / "run", cfg, student, None, torch.optim.AdamW(student.parameters()), scaler)
+        run.restore()
+        scaler.scale(torch.zeros(()))  # before that a scaler has no state of its own
+        run.save(1)
+        scales.append(scaler.get_scale())
+    assert scales == [8.0, 8.0]

@@ -93,6 +93,8 @@ def test_resuming_is_exact_whatever_the_number_of_workers(root, tmp_path, method
     assert metrics(whole, "eval") == metrics(parts, "eval")
     adapters = start_distilling(cfg, build(cfg), teacher, torch.device("cpu"))
     assert a["distil"].keys() == (adapters.state_dict().keys() if adapters else set())
+    for name, start in adapters.named_parameters() if adapters else ():
+        assert not torch.equal(a["distil"][name], start), f"{name} was not trained"
 
 
 def train_module_teacher(cfg):
@@ -365,7 +367,87 @@ def test_wrong_commands_get_one_line_and_status_2(words, hint):
 def test_print_config_shows_both_and_trains_nothing(tmp_path):
     done = command("--teacher", "--student", "--reading", "printed", "--print-config", "--runs", str(tmp_path))
     assert done.returncode == 0 and "preset cp-voxel-cpu" in done.stdout and "preset cp-voxel-xxs-cpu" in done.stdout
-    assert "softmax" in done.stdout and not any(tmp_path.iterdir())
+    assert not any(tmp_path.iterdir())
+
+
+def options_of(*words):
+    """What --print-config says of the teacher and of the student, {option: its text}."""
+    shown = command(*words, "--print-config").stdout.split("preset ")[1:]
+    return [dict(line.split(None, 1) for line in text.splitlines() if line.startswith("  ") and len(line.split(None, 1)) == 2)
+            for text in shown]  # fmt: skip
+
+
+@pytest.mark.parametrize(("reading", "expected"), [
+    ("default", ("none", "top", "2.0", "False")), ("paper-weights", ("none", "top", "0.2", "True")),
+    ("printed", ("softmax", "threshold", "0.2", "True")),
+])  # fmt: skip
+def test_a_reading_is_of_the_student(reading, expected):
+    teacher, student = options_of("--teacher", "--student", "--reading", reading)
+    assert tuple(student[name] for name in ("normalise", "select", "alpha1", "psi_norm")) == expected
+    assert (teacher["method"], student["method"]) == ("none", "rdd")
+
+
+def test_options_of_the_model_are_the_student_s_and_a_teacher_may_have_its_own_epochs():
+    words = ("--teacher", "second-cpu", "--student", "second-cpu", "--width", "0.5", "--lr", "0.002", "--epochs", "9")
+    teacher, student = options_of(*words, "--teacher-epochs", "3")
+    assert [teacher[k] for k in ("width", "lr", "epochs")] == ["(1.0, 1.0, 1.0)", "0.002", "3"]
+    assert [student[k] for k in ("width", "lr", "epochs")] == ["(0.5, 0.5, 0.5)", "0.002", "9"]
+
+
+def test_best_is_the_best_evaluation_also_after_a_stop(root, tmp_path, monkeypatch):
+    scores = {2: 5.0, 4: 9.0, 6: 7.0}
+    monkeypatch.setattr("runs.evaluate_detector", lambda *args, **words: {})
+    for stop_after in (4, None):
+        here = iter([scores[k] for k in ((2, 4) if stop_after else (6,))])
+        monkeypatch.setattr("runs.headline", lambda _, here=here: {"moderate_map_3d": next(here)})
+        train(config(root, epochs=3, eval_every=1), tmp_path / "run", stop_after=stop_after)
+    best, last = (read_checkpoint(tmp_path / "run" / f"{name}.pt") for name in ("best", "last"))
+    assert (best["step"], best["best"], last["step"], last["best"]) == (4, 9.0, 6, 9.0)
+
+
+def test_the_optimiser_is_told_what_the_options_and_the_schedule_say(root, tmp_path, monkeypatch):
+    told, step = [], torch.optim.AdamW.step
+
+    def noted(optimizer, *args, **words):
+        (group,) = optimizer.param_groups
+        norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in group["params"] if p.grad is not None]))
+        told.append((group["lr"], group["betas"], group["weight_decay"], float(norm)))
+        return step(optimizer, *args, **words)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", noted)
+    cfg = config(root, epochs=3, clip=0.01, weight_decay=0.25, log_every=4, eval_every=2)
+    train(cfg, tmp_path / "run", stop_after=3)
+    train(cfg, tmp_path / "run")
+    assert len(told) == 6
+    for k, (lr, betas, decay, norm) in enumerate(told):
+        expected_lr, beta1 = one_cycle(k, 6, cfg.lr)
+        assert lr == expected_lr and betas == (beta1, 0.99) and decay == 0.25 and norm == pytest.approx(0.01, rel=1e-3)
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 5, 6]
+    assert [line["step"] for line in metrics(tmp_path / "run", "eval")] == [4, 6]
+
+
+def test_seconds_leave_out_the_evaluations(root, tmp_path, monkeypatch):
+    now, real = [0.0], RunFolder.evaluate
+    monkeypatch.setattr(train_module.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(train_module, "check_finite", lambda *args: now.__setitem__(0, now[0] + 1))
+
+    def slow(self, *args):
+        now[0] += 1000
+        real(self, *args)
+
+    monkeypatch.setattr(RunFolder, "evaluate", slow)
+    train(config(root, epochs=3, eval_every=1), tmp_path / "run")
+    assert read_checkpoint(tmp_path / "run" / "last.pt")["seconds"] == 6
+
+
+def test_a_student_that_inherits_starts_from_its_teacher(root):
+    cfg = config(root, method="hint", inherit=True, width=(0.5, 0.5, 0.5))
+    teacher = train_module_teacher(replace(cfg, seed=9))  # of its own seed: equal seeds draw equal first channels
+    for method in ("none", "hint"):
+        student = build(replace(cfg, method=method))
+        start_distilling(student.cfg, student, teacher, torch.device("cpu"))
+        own, theirs = (model.encoder.conv_input.conv.weight for model in (student, teacher))
+        assert own.shape[0] < theirs.shape[0] and torch.equal(own, theirs[: own.shape[0]])
 
 
 def test_pairs_that_cannot_teach_are_refused():
