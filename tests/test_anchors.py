@@ -278,6 +278,13 @@ def test_losses_equal_a_plain_loop(head):
     assert got == pytest.approx(loss_loop(head, maps, head.targets(*SCANS, H, W)), rel=1e-4)
 
 
+def test_the_box_loss_has_the_weight_of_the_options(head):
+    maps, before = random_maps(head, 5), head.cfg.loc_weight
+    once = head.loss(maps, *SCANS)
+    head.cfg = replace(head.cfg, loc_weight=3 * before)
+    torch.testing.assert_close(head.loss(maps, *SCANS), {**once, "reg": 3 * once["reg"]})
+
+
 def test_gradients_reach_what_counts_and_nothing_else(head):
     maps = random_maps(head, 6)
     sum(head.loss(maps, *SCANS).values()).backward()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from backbone import BEVBackbone, Input, PillarEncoder, VoxelEncoder
+from backbone import BEVBackbone, Input, PillarEncoder, ResidualBlock, VoxelEncoder
 from data.batch import collate
 from detector import build
 from presets import preset
@@ -36,12 +36,15 @@ def test_plain_encoder_has_second_s_parameter_count():
     assert count_parameters(VoxelEncoder(cfg)) == 711_872
 
 
-@pytest.mark.parametrize("down_kernel", [2, 3])
-def test_sparse_encoder_equals_its_dense_twin(down_kernel):
+@pytest.mark.parametrize(("down_kernel", "residual"), [(2, False), (3, False), (3, True)])
+def test_sparse_encoder_equals_its_dense_twin(down_kernel, residual):
     """The same weights through nn.functional.conv3d on the dense grid, with the set of active sites tracked by hand."""
     torch.manual_seed(0)
-    cfg = tiny_config(width=(0.5, 0.5, 0.5), down_kernel=down_kernel)
+    cfg = tiny_config(width=(0.5, 0.5, 0.5), down_kernel=down_kernel, residual=residual)
     encoder = VoxelEncoder(cfg).double().eval()
+    with torch.no_grad():  # biases and norms that do something
+        for parameter in encoder.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
     shape = (21, 16, 24)
     dense_sites = torch.rand(2, *shape) < 0.05
     coords = dense_sites.nonzero()
@@ -53,23 +56,23 @@ def test_sparse_encoder_equals_its_dense_twin(down_kernel):
     x[tuple(coords.T)] = features
     x, active = x.permute(0, 4, 1, 2, 3), dense_sites[:, None].double()
 
-    def block(module, x, active):
-        conv = module.conv
-        weight = conv.weight.permute(0, 4, 1, 2, 3)
-        submanifold = type(conv).__name__ == "SubMConv3d"
-        if not submanifold:
+    def block(conv, norm, x, active, plus=0.0):
+        if type(conv).__name__ != "SubMConv3d":
             ones = torch.ones(1, 1, *conv.kernel_size, dtype=torch.float64)
             active = (F.conv3d(active, ones, stride=conv.stride, padding=conv.padding) > 0).double()
-        y = F.conv3d(x, weight, None, conv.stride, conv.padding)
-        n = module.norm
-        y = F.batch_norm(y, n.running_mean, n.running_var, n.weight, n.bias, False, 0, n.eps)
-        return F.relu(y) * active, active
+        y = F.conv3d(x, conv.weight.permute(0, 4, 1, 2, 3), conv.bias, conv.stride, conv.padding)
+        y = F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0, norm.eps)
+        return F.relu(y + plus) * active, active
 
-    x, active = block(encoder.conv_input, x, active)
+    x, active = block(encoder.conv_input.conv, encoder.conv_input.norm, x, active)
     for stage in encoder.stages:
         for module in stage:
-            x, active = block(module, x, active)
-    x, _ = block(encoder.conv_out, x, active)
+            if isinstance(module, ResidualBlock):
+                y, _ = block(module.conv1, module.norm1, x, active)
+                x, active = block(module.conv2, module.norm2, y, active, plus=x)
+            else:
+                x, active = block(module.conv, module.norm, x, active)
+    x, _ = block(encoder.conv_out.conv, encoder.conv_out.norm, x, active)
     torch.testing.assert_close(got, x.flatten(1, 2), atol=1e-10, rtol=1e-10)
     assert got.abs().sum() > 0
 

@@ -476,6 +476,16 @@ def test_pp_logit_has_the_published_weights():
     assert list(weights.values()) == [10, 15, 15, 7, 7, 15, 15]
 
 
+@pytest.mark.parametrize(("name", "boxes"), [("cp-voxel-xxs-cpu", True), ("cp-pillar-cpu", False), ("pointpillars-cpu", True)])
+def test_pp_logit_has_boxes_but_for_pillars_under_a_centre_head(name, boxes):
+    cfg = replace(preset(name), method="pp-logit")
+    model, batch = build(cfg).eval(), few_points(cfg)
+    with torch.no_grad():
+        out = model(model.prepare(batch))
+    terms, _ = baselines.PPLogit(cfg, 1, 1)(out, out, batch)
+    assert ("pp_reg" in terms) == boxes
+
+
 def test_point_distiller_compares_each_strong_cell_s_nearest_in_the_teacher():
     out_s, out_t, batch = outputs("center")
     distil = method("point-distiller", "center").eval()

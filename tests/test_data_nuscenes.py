@@ -864,6 +864,13 @@ def test_balanced_training_draws_frames_of_rare_classes_more_often_and_the_same_
     assert sorted(TrainingFrames(frames, small_config(root), None).order(0)) == list(range(100))
 
 
+def test_the_mini_version_has_splits_of_its_own(root):
+    from data.batch import open_data
+
+    found = {split: open_data(small_config(root, frames=()), split).ids for split in ("train", "val")}
+    assert {split: len(set(ids)) for split, ids in found.items()} == {"train": 2, "val": 5}
+
+
 @pytest.mark.parametrize(("changes", "hint"), [
     ({"classes": ("car", "lorry")}, "class 'lorry'"), ({"velocity": False}, "no velocity head"),
     ({"version": "v1.0-trainval"}, "found v1.0-mini"),

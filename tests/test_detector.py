@@ -106,7 +106,32 @@ def test_a_student_that_reads_its_teacher_s_input_gives_the_same_output():
     teacher(x)
     shared = student(x)
     assert torch.equal(alone.neck, shared.neck)
-    assert not teacher.shares_input(build(tiny_config(voxel_size=(0.1, 0.2, 0.2))))
+
+
+@pytest.mark.parametrize("changes", [
+    {"voxel_size": (0.1, 0.2, 0.2)}, {"point_range": (0.0, -4.8, -3.0, 12.8, 4.8, 1.0)}, {"max_points": 5}, {"max_voxels": 9},
+    {"down_kernel": 3}, {"point_features": 3}, {**KITTI_PILLAR, "point_range": (0.0, -4.8, -3.0, 6.4, 4.8, 1.0)},
+], ids=lambda changes: next(iter(changes)))  # fmt: skip
+def test_an_input_is_shared_only_where_cells_and_rule_books_are_the_same(changes):
+    model, other = build(tiny_config()), build(tiny_config(**changes))
+    assert not model.shares_input(other) and not other.shares_input(model) and other.shares_input(build(other.cfg))
+
+
+def test_any_height_is_another_input():
+    pillars = {**KITTI_PILLAR, "point_range": (0.0, -4.8, -3.0, 6.4, 4.8, 1.0)}
+    inside, every = (build(tiny_config(**pillars, any_height=any_height)) for any_height in (False, True))
+    assert not inside.shares_input(every) and not every.shares_input(inside)
+
+
+def test_points_and_voxels_are_capped_as_the_options_say():
+    batch = collate(tiny_frames(2), tiny_config())
+    every = build(tiny_config()).prepare(batch).voxels
+    few = build(tiny_config(max_voxels=9)).prepare(batch).voxels
+    assert len(every.coords) > 100 and len(few.coords) == 18
+    thin = build(tiny_config(max_points=1)).prepare(batch).voxels
+    assert torch.equal(thin.coords, every.coords) and not torch.equal(thin.features, every.features)
+    kept = {tuple(point) for point in batch.points[:, 1:].tolist()}
+    assert all(tuple(feature) in kept for feature in thin.features.tolist()), "of one point a mean is that point"
 
 
 def test_batch_of_two_is_two_batches_of_one():

@@ -190,6 +190,17 @@ def test_a_suite_runs_to_its_end_once_and_goes_on_after_a_kill(suite, root, tmp_
     assert again["big-seed0"] == records["big-seed0"] and again["small-rdd-seed0"]["last"] == record["last"]
 
 
+def test_a_record_has_the_last_evaluation_and_the_best(suite, root, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(evaluate, "resampled", partial(resampled, draws=5))
+    monkeypatch.setitem(experiments.SUITES, "trial", replace(suite, changes={**TINY, "epochs": 3}))
+    scores = iter([1.0, 3.0, 2.0] * 2)  # of the teacher, of the student alone
+    monkeypatch.setattr("runs.evaluate_detector", lambda *_, **__: {"says": next(scores)})
+    monkeypatch.setattr("runs.headline", lambda result: {"moderate_map_3d": result["says"]})
+    run_suite("trial", given(tmp_path, variants=["none"], seeds=1), str(root))
+    records = read_records(tmp_path / "results")
+    assert len(records) == 2 and all(r["last"] == {"says": 2.0} and r["best"] == {"says": 3.0} for r in records.values())
+
+
 def test_a_run_that_fails_leaves_the_others_their_turn(suite, root, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(evaluate, "resampled", partial(resampled, draws=5))
     real = experiments.run_once

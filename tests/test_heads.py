@@ -281,6 +281,16 @@ def test_at_most_so_many_detections_are_kept_after_nms_and_so_many_cells_decoded
         assert head.decode(maps)[0].labels.tolist() == labels
 
 
+def test_what_scores_below_the_threshold_is_no_detection(head):
+    maps = maps_of(head, head.targets(0, [BOXES], [LABELS], SHAPE))
+    maps[0]["heatmap"] -= torch.arange(3.0).view(1, 3, 1, 1)  # each class less sure than the one before
+    every = head.decode(maps)[0]
+    assert every.labels.tolist() == [0, 1, 2]
+    for k, score in enumerate(every.scores.tolist()):
+        head.cfg = replace(head.cfg, score_threshold=score - 1e-4)
+        assert head.decode(maps)[0].labels.tolist() == [0, 1, 2][: k + 1]
+
+
 def test_wild_sizes_stay_above_0_and_finite(head):
     """A young network may say anything of a size; a results file with a size of 0 or infinity is refused."""
     maps = maps_of(head, head.targets(0, [BOXES], [LABELS], torch.Size((1, 3, 12, 8))))
@@ -322,6 +332,17 @@ def test_a_plateau_is_cut_to_the_limit_and_untrained_maps_give_no_crash(head):
 def test_start_probability_is_a_tenth():
     head = CenterHead(preset("cp-voxel-cpu"), 128, G)
     assert float(head.tasks[0]["heatmap"][-1].bias[0].detach().sigmoid()) == pytest.approx(0.1, abs=0.01)
+
+
+def test_box_branches_start_from_kaiming_s_weights_and_the_heat_map_from_torch_s():
+    """Over fan_in weights normal with variance 2 / fan_in, or uniform with 1 / (3 fan_in)."""
+    head = CenterHead(preset("cp-voxel-cpu"), 128, G)
+    for name in ("center", "dim", "heatmap"):
+        for conv in (head.tasks[0][name][0], head.tasks[0][name][-1]):
+            fan_in = conv.weight[0].numel()
+            expected = math.sqrt((1 / 3 if name == "heatmap" else 2) / fan_in)
+            assert float(conv.weight.detach().std()) == pytest.approx(expected, rel=0.1), name
+            assert name == "heatmap" or not conv.bias.any()
 
 
 def test_losses_are_over_the_objects_of_all_processes(head, monkeypatch):

@@ -22,9 +22,10 @@ class Head:
     """Stands in for a detection head: proposes the regions it is told to."""
 
     def __init__(self, regions):
-        self.regions = regions
+        self.regions, self.asked = regions, None
 
-    def proposals(self, *_):
+    def proposals(self, _, score, limit):
+        self.asked = score, limit
         return self.regions
 
     def class_logits(self, maps):
@@ -246,6 +247,12 @@ def test_regions_come_from_both_models():
     assert (seen["side"] == 0).sum() == 2 and (seen["side"] == 1).sum() == 1
 
 
+def test_both_models_are_asked_for_the_proposals_that_the_options_say():
+    out_s, out_t = (output(torch.zeros(1, 6, 12, 20), boxes_in_cells((5, 8))) for _ in range(2))
+    identity_rdd(proposals=7, proposal_score=0.25)(out_s, out_t)
+    assert out_s.head.asked == out_t.head.asked == (0.25, 7)
+
+
 def test_regions_of_labels_are_the_gaussian_areas_of_their_objects():
     g = Geometry(x0=-10.0, y0=-8.0, cell_x=0.5, cell_y=0.5)
     batch = collate(tiny_frames(2), tiny_config())
@@ -305,6 +312,33 @@ def test_mixed_precision_rounds_features_and_not_where_a_region_is(order):
     with torch.autocast("cpu", torch.bfloat16):
         rough, _ = distil.crop(out_s, regions, out_t)
     assert rough.dtype == torch.float32 and 0 < (rough - exact).norm() / exact.norm() < 0.02
+
+
+@pytest.mark.parametrize(("axis", "tau"), [("channel", 4.0), ("spatial", 4.0), ("channel", 0.5)])
+@pytest.mark.parametrize("order", ["map-first", "psi-first", "normalise-first"])
+def test_both_regions_have_the_softmax_of_the_options(order, axis, tau):
+    """psi changes nothing here, so each region of the student is one softmax of its crop, whatever the order."""
+    torch.manual_seed(1)
+    regions = boxes_in_cells((5, 8), (6, 11))
+    out_s, out_t = (output(torch.randn(1, 6, 12, 20), regions) for _ in range(2))
+    distil = identity_rdd(normalise="softmax", softmax_axis=axis, tau=tau, psi_order=order)
+    for region, out in zip(distil.crop(out_s, regions, out_t), (out_s, out_t), strict=True):
+        crop = rdd.roi_align(out.neck, regions, GEOMETRY, 7) / tau
+        expected = crop.softmax(1) if axis == "channel" else crop.flatten(2).softmax(2).view_as(crop)
+        torch.testing.assert_close(region, expected)
+
+
+def test_the_selection_is_constant_for_training():
+    """Where m* depends on d smoothly, as with `soft`, L_feat's gradient is that of m* d with m* fixed."""
+    torch.manual_seed(2)
+    neck = torch.randn(1, 6, 12, 20, requires_grad=True)
+    out_s, out_t = (output(n, boxes_in_cells((5, 8))) for n in (neck, torch.randn(1, 6, 12, 20)))
+    for lam in (1e-3, 1e3):  # every m* is 1, and every one d / lam
+        distil = identity_rdd(select="soft", lam=lam)
+        terms, seen = distil(out_s, out_t)
+        pairs = rdd.disparity(*distil.crop(out_s, seen["regions"], out_t))
+        expected = torch.autograd.grad(distil.cfg.alpha1 * (pairs * (pairs.detach() / lam).clamp(max=1)).mean(), neck)
+        torch.testing.assert_close(torch.autograd.grad(terms["feat"], neck), expected)
 
 
 def test_normalise_first_is_psi_of_a_normalised_region_beside_the_teacher_s():

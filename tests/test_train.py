@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -450,10 +451,22 @@ def test_a_student_that_inherits_starts_from_its_teacher(root):
         assert own.shape[0] < theirs.shape[0] and torch.equal(own, theirs[: own.shape[0]])
 
 
-def test_pairs_that_cannot_teach_are_refused():
+@pytest.mark.parametrize(("changes", "what"), [
+    ({"classes": ("Car",)}, "classes"), ({"tasks": (("Car",), ("Pedestrian", "Cyclist"))}, "task_classes"),
+    ({"point_features": 3}, "point_features"), ({"head": "anchor"}, "head"),
+])  # fmt: skip
+def test_pairs_that_cannot_teach_are_refused(changes, what):
     a = tiny_config()
-    with pytest.raises(InputError, match="differ in classes"):
-        train_module.check_pair(replace(a, classes=("Car",)), a)
+    with pytest.raises(InputError, match=f"differ in {what}"):
+        train_module.check_pair(replace(a, **changes), a)
+
+
+@pytest.mark.parametrize("method", ["hinton", "gid-f", "gid-l", "pp-logit", "rdd", "hint", "fg"])
+def test_what_compares_anchor_with_anchor_needs_the_same_ones(method):
+    student = replace(preset("second-s"), method=method)
+    teacher = replace(student, anchors=((9.0, 1.6, 1.5, -1.8, 0.6, 0.45), *student.anchors[1:]))
+    with nullcontext() if method in ("hint", "fg") else pytest.raises(InputError, match="differ in anchors"):
+        train_module.check_pair(teacher, student)
 
 
 @pytest.mark.parametrize(("changes", "hint"), [
