@@ -60,15 +60,20 @@ def corners(boxes: Tensor) -> Tensor:
 
 def points_in_boxes(points: Tensor, boxes: Tensor) -> Tensor:
     """(P, >=3) points, (N, >=7) boxes -> (P, N) bool: the point lies in the box, its border included."""
+    return point_in_box(points[:, None], boxes)
+
+
+def point_in_box(points: Tensor, boxes: Tensor) -> Tensor:
+    """(..., >=3) points, (..., >=7) boxes -> (...) bool: each point in its own box; the shapes are broadcast."""
     # A border met exactly needs an allowance for rounding: a few units in the last place of a coordinate of
     # 100 m (0.05 mm in float32), far below what a LiDAR resolves.
     border = 4 * 100 * torch.finfo(boxes.dtype).eps
-    cos, sin = boxes[:, 6].cos(), boxes[:, 6].sin()
-    dx, dy = points[:, 0:1] - boxes[:, 0], points[:, 1:2] - boxes[:, 1]  # (P, N)
-    inside = (dx * cos + dy * sin).abs() <= boxes[:, 3] / 2 + border  # along the box
-    inside &= (dy * cos - dx * sin).abs() <= boxes[:, 4] / 2 + border  # across it
-    inside &= (points[:, 2:3] - boxes[:, 2]).abs() <= boxes[:, 5] / 2 + border
-    return inside & (boxes[:, 3:6] > 0).all(dim=1)  # a box without volume holds nothing
+    cos, sin = boxes[..., 6].cos(), boxes[..., 6].sin()
+    dx, dy = points[..., 0] - boxes[..., 0], points[..., 1] - boxes[..., 1]
+    inside = (dx * cos + dy * sin).abs() <= boxes[..., 3] / 2 + border  # along the box
+    inside &= (dy * cos - dx * sin).abs() <= boxes[..., 4] / 2 + border  # across it
+    inside &= (points[..., 2] - boxes[..., 2]).abs() <= boxes[..., 5] / 2 + border
+    return inside & (boxes[..., 3:6] > 0).all(dim=-1)  # a box without volume holds nothing
 
 
 def _clip_area(a: Tensor, b: Tensor) -> Tensor:
