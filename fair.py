@@ -13,6 +13,7 @@ import statistics
 import tempfile
 from contextlib import suppress
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,13 +152,14 @@ def paired_interval(ours: dict[int, list[float]], theirs: dict[int, list[float]]
     """A 95 % interval of the mean over seeds of ours - theirs, {seed: (K,) values on the K bootstrap samples of the frames}.
 
     A bootstrap over both: the seeds that both have are drawn with replacement, and one sample of the frames, which is the
-    same one for both (`evaluate.resampled`). With few seeds such intervals are too narrow: three seeds cannot tell 95 %.
+    same one for both (`evaluate.resampled`). Every sample meets every way to draw up to five seeds, or `draws` ways to draw
+    more. With few seeds such intervals are too narrow: three seeds cannot tell 95 %.
     """
     seeds = sorted(set(ours) & set(theirs))
-    difference = np.array([ours[s] for s in seeds]) - np.array([theirs[s] for s in seeds])  # (seeds, K)
-    rng = np.random.default_rng(0)
-    chosen, frames = rng.integers(len(seeds), size=(draws, len(seeds))), rng.integers(difference.shape[1], size=draws)
-    low, high = np.quantile(difference[chosen, frames[:, None]].mean(axis=1), [0.025, 0.975])
+    difference, n = np.array([ours[s] for s in seeds]) - np.array([theirs[s] for s in seeds]), len(seeds)  # (n, K)
+    ways = list(product(range(n), repeat=n)) if n <= 5 else np.random.default_rng(0).integers(n, size=(draws, n))
+    means = np.array([difference[list(way)].mean(axis=0) for way in ways])  # (ways, K)
+    low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 
 

@@ -54,7 +54,7 @@ LONGER = {"epochs": 4, "eval_every": 1}  # on sim-nuscenes-many, 2128 steps
 LONGEST = {"epochs": 12, "eval_every": 3}
 # The same small budget for every method: three strengths of its own loss, short runs, on scenes of no table and a seed that no
 # other suite has looked at. The published one (RDD: the default) among them, the others upwards where it pulls with less than a
-# tenth of the detection loss's gradient (LOG.md, Which weights did the baselines' authors use?).
+# tenth of the detection loss's gradient (LOG.md, Which method helps a student with a tenth of its teacher's MACs?).
 WEAK = ("hint", "mimic", "gid-l", "point-distiller")
 STRENGTHS = {name: (1.0, 10.0, 100.0) if name in WEAK else (0.1, 1.0, 10.0) for name in METHODS}
 # Where the strongest of the three won, ten times as much, and on until it does not

@@ -147,6 +147,14 @@ def test_interval_over_frames_alone():
     assert paired_interval(ours, {0: [0.0] * 201}) == pytest.approx((2.5, 97.5), abs=1.5)
 
 
+def test_interval_counts_every_way_to_draw_a_few_seeds_and_every_sample_of_the_frames():
+    ours = {0: [1.0, 2.0, 0.5], 1: [4.0, 6.0, 8.0], 2: [0.0, -1.0, 3.0]}
+    theirs = {s: [0.25 * s, 0.0, 1.0] for s in ours}
+    means = [(sum(ours[s][k] - theirs[s][k] for s in (a, b, c))) / 3
+             for a in ours for b in ours for c in ours for k in range(3)]  # fmt: skip
+    assert paired_interval(ours, theirs) == pytest.approx(np.quantile(means, [0.025, 0.975]))
+
+
 def test_interval_does_not_average_away_frames_that_are_hard_on_every_seed():
     """The same frames are drawn for all seeds: what varies with them is as wide for three seeds as for one."""
     frames = np.linspace(0, 100, 201)
