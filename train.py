@@ -284,13 +284,13 @@ def run_jobs(cfg_t: Config | None, checkpoint: Path | None, cfg_s: Config | None
         folder = args["runs"] / (args["name"] or run_name(cfg_s))
         check_same_run(folder, cfg_s)  # before hours go into a teacher
     teacher = None
-    if cfg_t is not None:
+    if checkpoint is not None:
+        teacher, _ = load_detector(checkpoint)
+    elif cfg_t is not None:
         cfg_t = replace(cfg_t, root=base.root)
-        if checkpoint is not None:
-            teacher, _ = load_detector(checkpoint)
-        else:
-            name = args["name"] if args["name"] and cfg_s is None else run_name(cfg_t)
-            teacher = train(cfg_t, args["runs"] / name, None, args["workers"], None if cfg_s else args["stop_after"])
+        folder_t = args["runs"] / ((args["name"] if cfg_s is None else None) or run_name(cfg_t))
+        check_same_run(folder_t, cfg_t)  # before its data is read and its objects are cut out
+        teacher = train(cfg_t, folder_t, None, args["workers"], None if cfg_s else args["stop_after"])
     if cfg_s is None:
         return
     if teacher is not None and not (folder / "last.pt").is_file():

@@ -511,7 +511,7 @@ def test_a_student_s_checkpoint_goes_on_with_its_own_method(root, tmp_path):
 
 
 def test_what_stands_in_the_way_is_found_before_a_teacher_is_trained(root, tmp_path):
-    """The student's folder is another run's; the simulated root is mistyped; the runs folder cannot be made."""
+    """The student's folder is another run's, or the teacher's; the simulated root is mistyped; the runs folder cannot be made."""
     shared = ("--data", "kitti", "--root", str(root), "--fov-only", "off", "--runs", str(tmp_path), "--epochs", "1",
               "--point-range", "0,-4.8,-3,6.4,4.8,1")  # fmt: skip
     taken = tmp_path / "taken"
@@ -519,6 +519,10 @@ def test_what_stands_in_the_way_is_found_before_a_teacher_is_trained(root, tmp_p
     done = command(*shared, "--teacher", "cp-voxel-cpu", "--student", "cp-voxel-xxs-cpu", "--name", "taken")
     assert done.returncode == 2 and "taken holds a run with paste" in done.stderr and "--teacher" in done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["kitti", "taken"]  # no teacher was begun
+    shutil.rmtree(*root.glob("objects-*"))
+    done = command(*shared, "--teacher", "cp-voxel-xxs-cpu", "--name", "taken")
+    assert done.returncode == 2 and "taken holds a run with paste" in done.stderr
+    assert not list(root.glob("objects-*")), "no objects were cut out for it"
     done = command("--student", "--root", str(tmp_path / "nope"))
     assert done.returncode == 2 and "no such folder; make a simulated set there" in done.stderr
     (tmp_path / "file").write_text("")
