@@ -73,15 +73,23 @@ def jobs(suite: Suite, root: str, variants: list[str], seeds: int | None, record
                 add(teacher, teacher, TEACHER, override(preset(teacher, suite.data), base))
                 cfg = override(preset(student, suite.data), {**base, **suite.variants[variant]})
                 add(teacher, student, variant, cfg)
-                measured = records.get(record_name(student, variant, 0), {})  # prices and shares are those of seed 0
-                default = records.get(record_name(student, "rdd", 0), {})
-                if suite.equal_share and (changes := equal_share(cfg, measured, default)):
+                if suite.equal_share and (changes := equal_share(cfg, *share_one_seed(records, student, variant))):
                     add(teacher, student, f"{variant}, equal share", override(cfg, changes))
-                if suite.equal_time and measured.get("price"):
-                    epochs = equal_epochs(cfg.epochs, measured["price"])
+                price = records.get(record_name(student, variant, 0), {}).get("price")  # that of seed 0
+                if suite.equal_time and price:
+                    epochs = equal_epochs(cfg.epochs, price)
                     longer = override(preset(student, suite.data), {**base, **suite.variants[ALONE], "epochs": epochs})
                     add(teacher, student, longer_variant(epochs), longer)
     return sorted(found.values(), key=lambda job: (job.cfg.seed, job.variant != TEACHER))
+
+
+def share_one_seed(records: dict[str, dict], student: str, variant: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The records of a variant and of the default on the lowest seed that has both, whose shares are compared; else two empty."""
+    for seed in sorted({record["seed"] for record in records.values()}):
+        names = record_name(student, variant, seed), record_name(student, "rdd", seed)
+        if all(name in records for name in names):
+            return records[names[0]], records[names[1]]
+    return {}, {}
 
 
 def record_name(student: str, variant: str, seed: int) -> str:

@@ -131,9 +131,13 @@ def test_equal_time_runs_come_with_the_records_they_equal(suite):
 def test_a_variant_at_the_default_s_share_comes_with_the_records_that_say_what_shares_are(suite):
     parts = {"rdd": {"method": "rdd"}, "mean": {"method": "rdd", "p_cls": "mean", "alpha1": 0.4}}
     suite = replace(suite, variants=VARIANTS | parts, equal_time=False, equal_share=True, seeds={"": 1})
-    records = {"small-rdd-seed0": {"variant": "rdd", "shares": {"feat": 0.3, "logit": 0.1}},
-               "small-none-seed0": {"variant": "none", "shares": {}},
-               "small-mean-seed0": {"variant": "mean", "shares": {"feat": 0.6, "logit": 0.004}}}  # fmt: skip
+    records = {"small-rdd-seed0": {"variant": "rdd", "shares": {"feat": 0.7, "logit": 0.7}},
+               "small-rdd-seed3": {"variant": "rdd", "shares": {"feat": 0.3, "logit": 0.1}},
+               "small-none-seed3": {"variant": "none", "shares": {}},
+               "small-mean-seed3": {"variant": "mean", "shares": {"feat": 0.6, "logit": 0.004}},
+               "small-mean-seed4": {"variant": "mean", "shares": {"feat": 0.1, "logit": 0.1}}}  # fmt: skip
+    for name, record in records.items():
+        record["seed"] = int(name[-1])
     names = ["none", "rdd", "mean"]
     before, after = ({job.name: job for job in jobs(suite, "", names, None, known)} for known in ({}, records))
     (new,) = set(after) - set(before)
