@@ -36,7 +36,8 @@ def suite_table(name: str, folder: Path, short: bool = False) -> str:
     """A suite as a Markdown table: mean and standard deviation over seeds, every seed's first metric, and each class's mean.
 
     Of more than five classes `class_table` shows the means; else a row would not fit on a page. short: the first metric of
-    the rows that somebody ran, without sizes and classes, with prices, or shares where nobody measured one.
+    the rows that somebody ran, without sizes and classes, with prices, or shares where nobody measured one or where the suite
+    is about them.
     """
     rows = rows_of(name, folder)
     metrics = len({row["metric"] for row in rows})
@@ -60,7 +61,7 @@ def columns_of(name: str, models: list[Model], short: bool) -> list[tuple[str, C
     """The columns of a suite's table: what stands above each, and what it says of a model."""
     ran = [run for model in models for run in model[0]["runs"].values()]
     kinds = list(classes(ran[0])) if ran and len(classes(ran[0])) <= 5 and not short else []
-    priced = any(run.get("price") for run in ran)
+    priced = any(run.get("price") for run in ran) and not (short and SUITES[name].equal_share)
     shared = any(run.get("shares") for run in ran) and not (short and priced)
     others = name == "demo" or SUITES[name].first_seed  # scenes and schedules of no table of the paper
     paper = any(_paper(model) != DASH for model in models) and not others

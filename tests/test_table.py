@@ -83,6 +83,8 @@ def test_a_variant_at_equal_share_stands_under_its_own_and_shares_are_means(writ
     shares = {label: row["share of the gradient"] for label, row in lines.items()}
     assert shares["`small` + RDD"] == "feat 0.500, logit 0.001" and shares["`small` + Hint, equal share"] == "hint 0.500"
     assert shares["`small` alone"] == "—" and lines["`small` + Hint"]["price"] == "1.50 (1.12)"
+    short = cells(table.suite_table("trial", folder, short=True), "`small` + RDD")
+    assert short["share of the gradient"] == shares["`small` + RDD"] and "price" not in short, "what the suite is about"
 
 
 def test_a_student_that_nobody_ran_is_one_line_of_dashes(write, monkeypatch):
