@@ -73,7 +73,7 @@ def jobs(suite: Suite, root: str, variants: list[str], seeds: int | None, record
                 add(teacher, teacher, TEACHER, override(preset(teacher, suite.data), base))
                 cfg = override(preset(student, suite.data), {**base, **suite.variants[variant]})
                 add(teacher, student, variant, cfg)
-                if suite.equal_share and (changes := equal_share(cfg, *share_one_seed(records, student, variant))):
+                if suite.equal_share and (changes := equal_share(cfg, *measured_together(records, student, variant))):
                     add(teacher, student, f"{variant}, equal share", override(cfg, changes))
                 price = records.get(record_name(student, variant, 0), {}).get("price")  # that of seed 0
                 if suite.equal_time and price:
@@ -83,7 +83,7 @@ def jobs(suite: Suite, root: str, variants: list[str], seeds: int | None, record
     return sorted(found.values(), key=lambda job: (job.cfg.seed, job.variant != TEACHER))
 
 
-def share_one_seed(records: dict[str, dict], student: str, variant: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def measured_together(records: dict[str, dict], student: str, variant: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The records of a variant and of the default on the lowest seed that has both, whose shares are compared; else two empty."""
     for seed in sorted({record["seed"] for record in records.values()}):
         names = record_name(student, variant, seed), record_name(student, "rdd", seed)
