@@ -111,14 +111,14 @@ class AnchorHead(nn.Module):
         of_class = anchors.view(-1, self.classes, len(ROTATIONS), 7)  # (H*W, K, 2, 7)
         found, matched = [], []
         for box, label in zip(boxes, labels, strict=True):  # scan by scan, class by class: (anchors x boxes) is large
-            state = torch.empty(of_class.shape[:3], dtype=torch.long, device=box.device)
-            which = torch.empty_like(state)  # index into `box`; meaningless where not positive
+            assigned = torch.empty(of_class.shape[:3], dtype=torch.long, device=box.device)
+            which = torch.empty_like(assigned)  # index into `box`; meaningless where not positive
             for k, (*_, matched_iou, unmatched_iou) in enumerate(self.cfg.anchors):
                 members = (label == k).nonzero()[:, 0]
-                kind, nearest = match(of_class[:, k].reshape(-1, 7), box[members].float(), matched_iou, unmatched_iou)
-                state[:, k] = torch.where(kind > 0, k + 1, kind).view(-1, len(ROTATIONS))
+                state, nearest = match(of_class[:, k].reshape(-1, 7), box[members].float(), matched_iou, unmatched_iou)
+                assigned[:, k] = torch.where(state > 0, k + 1, state).view(-1, len(ROTATIONS))
                 which[:, k] = (members[nearest] if len(members) else nearest).view(-1, len(ROTATIONS))
-            found.append(state.flatten())
+            found.append(assigned.flatten())
             matched.append(box[which.flatten()[found[-1] > 0], :7].float())
         all_labels, box = torch.stack(found), torch.cat(matched)
         positive = (all_labels > 0).nonzero()
@@ -177,7 +177,7 @@ class AnchorHead(nn.Module):
 
 
 def match(anchors: Tensor, boxes: Tensor, matched_iou: float, unmatched_iou: float) -> tuple[Tensor, Tensor]:
-    """(n, 7) anchors, (M, >=7) boxes of one class -> kind (n,): 1 object, 0 background, -1 neither; box (n,).
+    """(n, 7) anchors, (M, >=7) boxes of one class -> state (n,): 1 object, 0 background, -1 neither; box (n,).
 
     `box` is the box that the anchor overlaps most, the first of equals. An anchor is an object from `matched_iou` on,
     background below `unmatched_iou`. So that no box goes without, its best anchors (all that tie to the last bit) are
@@ -189,10 +189,10 @@ def match(anchors: Tensor, boxes: Tensor, matched_iou: float, unmatched_iou: flo
     overlap, box = iou.max(dim=0)
     best = iou.amax(dim=1, keepdim=True)
     best = best.where(best > 0, torch.inf)  # a box that meets no anchor (outside the range, no size) forces none
-    kind = torch.full_like(box, -1)
-    kind[overlap < unmatched_iou] = 0
-    kind[(overlap >= matched_iou) | (iou == best).any(dim=0)] = 1
-    return kind, box
+    state = torch.full_like(box, -1)
+    state[overlap < unmatched_iou] = 0
+    state[(overlap >= matched_iou) | (iou == best).any(dim=0)] = 1
+    return state, box
 
 
 def nearest_iou(a: Tensor, b: Tensor) -> Tensor:

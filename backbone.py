@@ -3,7 +3,7 @@
     voxels   VoxelEncoder   sparse 3-D convolutions, then z is folded into the channels  (B, C*D, H, W)
     pillars  PillarEncoder  a small network on the points of each column                 (B, C, H, W)
     either   BEVBackbone    2-D convolutions at several strides; their outputs,          (B, C, H, W)
-                            upsampled and concatenated, are "the neck": what heads read, and what RDD distils
+                            upsampled and concatenated, are the neck: the map that heads read and RDD compares
 dims: B scans · P points a pillar · F values a point · V cells · C channels · D, H, W cells along z, y, x
 
 `Config.width` scales every channel count and leaves the depth alone: that is all a student is.
@@ -31,7 +31,7 @@ class Input:
     points: Tensor  # (points, 1 + F) number of the scan, x, y, z, ...
     voxels: Voxels
     batch_size: int
-    rules: dict  # cache of the sparse convolutions
+    rules: dict  # rule books: empty at first, filled by the first network that runs on this Input, found there by the second
 
 
 def norm(channels: int) -> BatchNorm:
@@ -126,12 +126,12 @@ class PillarLayer(nn.Module):
         self.linear = nn.Linear(in_channels, out_channels if last else out_channels // 2, bias=False)
         self.norm = norm(self.linear.out_features)
 
-    def forward(self, x: Tensor, pillar: Tensor, pillars: int) -> Tensor:
-        """x (n, F) points, pillar (n,) the row of each point's pillar -> (n, C), of the last layer (V, C)."""
+    def forward(self, x: Tensor, pillar_of: Tensor, n_pillars: int) -> Tensor:
+        """x (n, F) values of the points, pillar_of (n,) the row of each point's pillar -> (n, C), of the last layer (V, C)."""
         x = torch.relu(self.norm(self.linear(x)))
-        highest = x.new_zeros(pillars, x.shape[1])  # after a ReLU nothing is below 0
-        highest = highest.scatter_reduce(0, pillar[:, None].expand_as(x), x, "amax")
-        return highest if self.last else torch.cat([x, highest[pillar]], dim=1)
+        highest = x.new_zeros(n_pillars, x.shape[1])  # after a ReLU nothing is below 0
+        highest = highest.scatter_reduce(0, pillar_of[:, None].expand_as(x), x, "amax")
+        return highest if self.last else torch.cat([x, highest[pillar_of]], dim=1)
 
 
 class PillarEncoder(nn.Module):
@@ -154,21 +154,21 @@ class PillarEncoder(nn.Module):
         self.out_channels = channels[-1]
 
     def forward(self, x: Input) -> Tensor:
-        rows, pillars = x.voxels.point_voxel, len(x.voxels.coords)
-        points, pillar = x.points[rows >= 0, 1:], rows[rows >= 0]  # (n, F), (n,)
+        row, n_pillars = x.voxels.point_voxel, len(x.voxels.coords)
+        points, pillar_of = x.points[row >= 0, 1:], row[row >= 0]  # (n, F), (n,)
         xyz = points[:, :3]
         mean, centre = x.voxels.features[:, :3], self.grid.centers(x.voxels.coords)
-        points = torch.cat([points, xyz - mean[pillar], xyz - centre[pillar]], dim=1)  # (n, F + 6)
+        values = torch.cat([points, xyz - mean[pillar_of], xyz - centre[pillar_of]], dim=1)  # (n, F + 6)
         if self.max_points:
             empty = self.max_points - x.voxels.counts  # (V,) rows of zeros below each pillar's points
-            points = torch.cat([points, points.new_zeros(int(empty.sum()), points.shape[1])])
-            pillar = torch.cat([pillar, torch.arange(pillars, device=pillar.device).repeat_interleave(empty)])
+            values = torch.cat([values, values.new_zeros(int(empty.sum()), values.shape[1])])
+            pillar_of = torch.cat([pillar_of, torch.arange(n_pillars, device=empty.device).repeat_interleave(empty)])
         for layer in self.layers:
-            points = layer(points, pillar, pillars)
+            values = layer(values, pillar_of, n_pillars)  # after the last layer (V, C)
         _, height, width = self.grid.shape
         batch, _, i, j = x.voxels.coords.unbind(1)
-        canvas = points.new_zeros(x.batch_size, height, width, self.out_channels)
-        return canvas.index_put((batch, i, j), points).permute(0, 3, 1, 2)  # (B, C, H, W)
+        canvas = values.new_zeros(x.batch_size, height, width, self.out_channels)
+        return canvas.index_put((batch, i, j), values).permute(0, 3, 1, 2)  # (B, C, H, W)
 
 
 class BEVBackbone(nn.Module):

@@ -66,7 +66,7 @@ def divergence(logits_s: Tensor, logits_t: Tensor) -> Tensor:
 def code_distance(out_s: Output, out_t: Output, task: int, cell: Tensor) -> Tensor:
     """L1 between both centre heads' box codes at cells (M, 3) of a task: per code, (8 or 10,), summed over the cells."""
     b, i, j = cell.unbind(1)
-    code_s, code_t = (torch.cat([out.maps[task][name] for name in out.head.code], dim=1)[b, :, i, j] for out in (out_s, out_t))
+    code_s, code_t = (torch.cat([out.maps[task][n] for n in out.head.box_maps], dim=1)[b, :, i, j] for out in (out_s, out_t))
     return (code_s - code_t).abs().sum(dim=0)
 
 
@@ -86,7 +86,7 @@ def all_boxes(out: Output) -> tuple[Tensor, Tensor]:
     for t, task in enumerate(out.maps):
         heat = task["heatmap"].flatten(2).transpose(1, 2)  # (B, H*W, classes of the task)
         cell, width = torch.arange(heat.shape[1], device=heat.device), task["heatmap"].shape[3]
-        code = torch.cat([task[name] for name in out.head.code], dim=1).flatten(2).transpose(1, 2)
+        code = torch.cat([task[name] for name in out.head.box_maps], dim=1).flatten(2).transpose(1, 2)
         logits = heat.new_full((*heat.shape[:2], len(out.head.cfg.classes)), -torch.inf)
         logits[..., getattr(out.head, f"label_{t}")] = heat
         found.append((out.head.boxes_at(code, cell // width, cell % width), logits))
@@ -150,12 +150,12 @@ class Mimic(nn.Module):
 class FG(nn.Module):
     """Fine-grained feature imitation (Wang et al., 2019): hints only near objects, and near is what the anchors say.
 
-    Reads the neck at the masked cells. Anchor heads: cells with an anchor whose overlap with some object is above NEAR of the
-    object's best. Channels: a trained 3x3 convolution and ReLU on the student's. Term: the squared difference summed over
-    channels, over twice the masked cells. Weight 1, the largest published (twangnh: one stage, KITTI; 0.5 for narrow students).
+    Reads the neck at the masked cells. Anchor heads: cells with an anchor whose overlap with some object is above NEAR of
+    the object's best. Channels: a trained 3x3 convolution and ReLU on the student's. Term: the squared difference summed
+    over channels, over twice the masked cells. Weight 1, the largest published (one-stage KITTI; 0.5 for narrow students).
     """
 
-    # DIFFERS: FG's adapter starts near zero, its 1 stands beside detection terms of 75, 100 and 5: here it pulls harder (LOG).
+    # DIFFERS: FG's code has this 1 beside detection weights of 75, 100, 5, and an adapter near zero: ours pulls harder (LOG.md).
     NEAR, WEIGHT = 0.5, 1.0
 
     def __init__(self, cfg: Config, channels_s: int, channels_t: int) -> None:  # noqa: ARG002
@@ -289,12 +289,12 @@ def labels_for(batch: Batch, out_t: Output, cfg: Config) -> Batch:
     if not cfg.label_kd and cfg.method != "lad":
         return batch
     boxes, logits = all_boxes(out_t)
-    best, kind = logits.sigmoid().max(dim=2)  # (B, n)
-    sure = best > best.new_tensor(cfg.label_score).expand(logits.shape[2])[kind]
+    best, label = logits.sigmoid().max(dim=2)  # (B, n)
+    sure = best > best.new_tensor(cfg.label_score).expand(logits.shape[2])[label]
     found = [where[best[b, where].argsort(descending=True, stable=True)[:500]]
              for b, where in enumerate(row.nonzero()[:, 0] for row in sure)]  # fmt: skip
     return replace(batch, boxes=[torch.cat([boxes[b, where], batch.boxes[b]]) for b, where in enumerate(found)],
-                   labels=[torch.cat([kind[b, where], batch.labels[b]]) for b, where in enumerate(found)])  # fmt: skip
+                   labels=[torch.cat([label[b, where], batch.labels[b]]) for b, where in enumerate(found)])  # fmt: skip
 
 
 class LAD(nn.Module):
@@ -379,12 +379,12 @@ class PointDistiller(nn.Module):
                                                                    out_t.neck.float()))  # (B, H*W, C)  # fmt: skip
         batch_size, n, _ = cells_t.shape
         row = torch.arange(batch_size, device=cells_t.device)[:, None]
-        centre = cells_t.amax(dim=2).topk(min(self.CELLS, n)).indices  # (B, N)
-        near = torch.cdist(cells_t[row, centre], cells_t).topk(min(self.NEIGHBOURS, n), largest=False).indices  # (B, N, K)
+        centre = cells_t.amax(dim=2).topk(min(self.CELLS, n)).indices  # (B, 256)
+        near = torch.cdist(cells_t[row, centre], cells_t).topk(min(self.NEIGHBOURS, n), largest=False).indices  # (B, 256, 128)
         graphs = []
         for cells, mix, norm in ((cells_s, self.mix_s, self.norm_s), (cells_t, self.mix_t, self.norm_t)):
             of_neighbour, of_centre = mix(cells).float().split(self.WIDTH, dim=2)
-            pairs = of_neighbour[row[..., None], near] + of_centre[row, centre][:, :, None]  # (B, N, K, width)
+            pairs = of_neighbour[row[..., None], near] + of_centre[row, centre][:, :, None]  # (B, 256, 128, 64)
             graphs.append(F.relu(norm(pairs.permute(0, 3, 1, 2))))
         return {"point": self.WEIGHT * F.mse_loss(*graphs)}, {}
 

@@ -1,4 +1,4 @@
-"""Configuration: one dataclass, printed on one screen.   (reads after: data/__init__.py, cli.py  next: presets.py, boxes.py)
+"""Configuration: one dataclass, printed group by group.   (reads after: data/__init__.py, cli.py  next: presets.py, boxes.py)
 
 Its defaults are CenterPoint-Voxel on KITTI; a preset changes some of them. The command line is built from the same fields: each
 with a help text is an option. Only the standard library is imported here, so `--help` answers at once. On a first reading
@@ -56,9 +56,10 @@ class Config:
     voxel_size: tuple[float, ...] = opt((0.05, 0.05, 0.1), "x, y, z; a pillar is as high as the range", MODEL)
     any_height: bool = opt(False, "pillars take points above and below the range too", MODEL)
     max_points: int = opt(5, "points of a voxel that are used, the first ones; 0 = all", MODEL)
-    # DIFFERS: OpenPCDet keeps 16000 voxels of a KITTI scan in training, 40000 in testing (nuScenes: 90000, 120000). Ours: one.
+    # DIFFERS: OpenPCDet keeps 16000 voxels of a KITTI scan in training, 40000 in testing (nuScenes: 90000, 120000). Ours: one
+    # number for both, 40000 (nuScenes 120000).
     max_voxels: int = opt(40000, "voxels kept of one scan; 0 = all", MODEL)
-    width: tuple[float, ...] = opt((1.0, 1.0, 1.0), "channel factor of encoder, BEV + neck, head: makes a student", MODEL)
+    width: tuple[float, ...] = opt((1.0, 1.0, 1.0), "channel factor of encoder, BEV backbone, head: makes a student", MODEL)
     encoder_channels: tuple[int, ...] = opt((16, 16, 32, 64, 128, 128), "voxel: input, one per stage, output; "
                                             "pillar: one per layer; at width 1", MODEL)  # fmt: skip
     residual: bool = opt(True, "two residual blocks a stage (CenterPoint) instead of plain convolutions (SECOND)", MODEL)
@@ -96,7 +97,7 @@ class Config:
     method: str = opt("none", "what the student learns from its teacher (baselines.py)", DISTIL, ("none", *METHODS))
     kd_weight: float = opt(1.0, "factor on the terms of any method", DISTIL)
     kd_fade: bool = opt(False, "that factor falls linearly to 0 over the run; none of the papers measured here does so", DISTIL)
-    roi_size: int = opt(7, "cells a side of RoI Align", DISTIL)
+    roi_size: int = opt(7, "RoI Align: sampling points along a side of a region", DISTIL)
     proposals: int = opt(50, "regions a scan and side, the best scored", DISTIL)
     proposal_score: float = opt(0.1, "lowest score of a proposal", DISTIL)
     # ---- how RDD is read: rdd.py says what each choice is
@@ -125,7 +126,7 @@ class Config:
     log_every: int = opt(10, "steps between lines of metrics.jsonl", RUN)
 
     def widths(self, part: int, channels: Iterable[int]) -> tuple[int, ...]:
-        """Channels of part 0 (encoder), 1 (BEV + neck) or 2 (head) at this config's width; SparseKD's rule int(c * width)."""
+        """Channels of part 0 (encoder), 1 (BEV backbone) or 2 (head) at this config's width; SparseKD's rule int(c * width)."""
         return tuple(int(c * self.width[part]) for c in channels)
 
     @property
@@ -156,11 +157,21 @@ def add_options(parser: argparse.ArgumentParser, groups: Iterable[str] = GROUPS,
 
 def override(cfg: Config, changes: dict[str, Any]) -> Config:
     """`cfg` with some fields replaced. Raises InputError for a value that makes no sense (`values.check_values`)."""
-    cfg = replace(cfg, **changes)
+    cfg = replace(cfg, **{**_of_classes(cfg, changes.get("classes", cfg.classes)), **changes})
     for name, n in (("width", 3), ("paste", len(cfg.classes))):  # --width 0.5, --paste 0: the same everywhere
         cfg = replace(cfg, **{name: getattr(cfg, name) * (n if len(getattr(cfg, name)) == 1 else 1)})
     check_values(cfg)
     return cfg
+
+
+def _of_classes(cfg: Config, classes: tuple[str, ...]) -> dict[str, Any]:
+    """Some of a config's classes: what stays of the fields that say something of each (--classes Car)."""
+    if classes == cfg.classes or not set(classes) <= set(cfg.classes):
+        return {}
+    rows = [cfg.classes.index(name) for name in classes]
+    tasks = (tuple(name for name in task if name in classes) for task in cfg.tasks)
+    return {**{name: tuple(getattr(cfg, name)[row] for row in rows) for name in ("anchors", "paste")
+               if len(getattr(cfg, name)) == len(cfg.classes)}, "tasks": tuple(filter(None, tasks)) or ((),)}  # fmt: skip
 
 
 def to_json(cfg: Config) -> dict[str, Any]:
@@ -187,7 +198,7 @@ def _tuples(value: Any) -> Any:
 
 
 def show(cfg: Config) -> str:
-    """The whole config, grouped, on one screen."""
+    """The whole config, group by group."""
     lines = [f"preset {cfg.preset}"]
     for name in GROUPS:
         lines.append(f"{name}")

@@ -87,8 +87,8 @@ def measure(stop: Stop, teacher: "Detector", cfg: Config, validation: "Kitti | N
         batch = collate(frames, student.cfg).to(device)
         with torch.no_grad():
             x = student.prepare(batch)
-            _, seen = distil(student(x), teacher(x if shared else teacher.prepare(batch)), batch)
-            parts.append((seen["d"], seen["m"], seen["side"], *locate(seen["regions"], batch)))
+            pairs = distil.compare(student(x), teacher(x if shared else teacher.prepare(batch)), batch)
+            parts.append((pairs.d, pairs.m, pairs.side, *locate(pairs.regions, batch)))
     return Pairs(*(torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)))
 
 

@@ -17,7 +17,6 @@ of many methods about one and a half times as fast, with the same results.
 
 import fcntl
 import json
-import math
 import os
 import shlex
 import shutil
@@ -35,7 +34,7 @@ from cli import ArgumentParser, InputError, did_you_mean, run_cli, write_text
 from config import Config, from_json, override
 from fair import equal_epochs, equal_share, longer_variant, price_of, remembered, shares
 from presets import preset
-from rows import read_records
+from rows import read_records, record_name
 from suites import ALONE, SCENES, SUITES, TEACHER, Suite
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def jobs(suite: Suite, root: str, variants: list[str], seeds: int | None, record
                 add(teacher, teacher, TEACHER, override(preset(teacher, suite.data), base))
                 cfg = override(preset(student, suite.data), {**base, **suite.variants[variant]})
                 add(teacher, student, variant, cfg)
-                if suite.equal_share and (changes := equal_share(cfg, *measured_together(records, student, variant))):
+                if suite.equal_share and (changes := alphas_at_equal_share(records, cfg, student, variant)):
                     add(teacher, student, f"{variant}, equal share", override(cfg, changes))
                 price = records.get(record_name(student, variant, 0), {}).get("price")  # that of seed 0
                 if suite.equal_time and price:
@@ -83,20 +82,18 @@ def jobs(suite: Suite, root: str, variants: list[str], seeds: int | None, record
     return sorted(found.values(), key=lambda job: (job.cfg.seed, job.variant != TEACHER))
 
 
-def measured_together(records: dict[str, dict], student: str, variant: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The records of a variant and of the default on the lowest seed that has both, whose shares are compared; else two empty."""
-    for seed in sorted({record["seed"] for record in records.values()}):
+def alphas_at_equal_share(records: dict[str, dict], cfg: Config, student: str, variant: str) -> dict[str, float]:
+    """The alphas of a variant of RDD at the default's share of the gradient: those of the row's runs, if it has any, so that
+    all its seeds have the same; else by what was measured on the lowest seed that has the variant and the default; else {}."""
+    seeds = sorted({record["seed"] for record in records.values()})
+    for seed in seeds:
+        if run := records.get(record_name(student, f"{variant}, equal share", seed)):
+            return {alpha: run["config"][alpha] for alpha in ("alpha1", "alpha2")}
+    for seed in seeds:
         names = record_name(student, variant, seed), record_name(student, "rdd", seed)
         if all(name in records for name in names):
-            return records[names[0]], records[names[1]]
-    return {}, {}
-
-
-def record_name(student: str, variant: str, seed: int) -> str:
-    """The folder of a run and the name of its record."""
-    if variant == TEACHER:
-        return f"{student}-seed{seed}"
-    return f"{student}-{variant}-seed{seed}".replace(", ", "-").replace(" epochs", "epochs").replace(" ", "-")
+            return equal_share(cfg, *(records[name] for name in names))
+    return {}
 
 
 @contextmanager
@@ -159,7 +156,10 @@ def check_same_runs(every: list[Job], records: dict[str, dict[str, Any]], result
 
     for job in every:
         if job.name in records:
-            before = from_json(records[job.name]["config"])
+            try:
+                before = from_json(records[job.name]["config"])
+            except InputError as error:
+                raise InputError(f"{results / job.name}.json: {error}") from None
             if other := [k for k in differences(before, job.cfg) if k != "root"]:
                 raise InputError(f"{results / job.name}.json: a run with {other[0]} = {getattr(before, other[0])}, the suite has "
                                  f"now {getattr(job.cfg, other[0])}; move results and runs away to start anew")  # fmt: skip
@@ -202,7 +202,7 @@ def run_once(suite: str, job: Job, runs: Path, results: Path, keep_outputs: bool
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     evaluations = [line for line in lines if line["kind"] == "eval"]
     clipped = [line["grad_norm"] > job.cfg.clip for line in lines
-               if line["kind"] == "train" and math.isfinite(line["grad_norm"])]  # else half precision overflowed  # fmt: skip
+               if line["kind"] == "train" and line["grad_norm"] is not None]  # else half precision overflowed  # fmt: skip
     key = "nds" if "nds" in evaluations[-1] else "moderate_map_3d"
     sample = collate([validation[i] for i in range(min(8, len(validation)))], job.cfg).to(device)
     began = dict(line.split(" ", 1) for line in (folder / "environment.txt").read_text().splitlines())
@@ -306,11 +306,11 @@ def pictures(suite: Suite, runs: Path, results: Path, out: Path, timed: bool) ->
     with torch.no_grad():
         batch = collate([frame], cfg)
         x = student.prepare(batch)
-        _, seen = distil(student(x), teacher(x if teacher.shares_input(student) else teacher.prepare(batch)))
+        pairs = distil.compare(student(x), teacher(x if teacher.shares_input(student) else teacher.prepare(batch)))
     points, truth = turn(frame.points, batch.boxes[0].numpy())
-    squares = seen["regions"][:, 1:].numpy()
+    squares = pairs.regions[:, 1:].numpy()
     squares = squares[:, [1, 2, 3, 0]] * [1, -1, 1, -1] if cfg.velocity else squares  # x ahead, y to the left, as `turn`
-    plot.regions(out / "regions.png", points, squares, *(seen[k].numpy() for k in ("side", "d", "m")), cfg.point_range,
+    plot.regions(out / "regions.png", points, squares, *(x.numpy() for x in (pairs.side, pairs.d, pairs.m)), cfg.point_range,
                  boxes=truth, title=f"region pairs of frame {frame.id[:8]}")  # fmt: skip
     drawn = {"teacher": f"{name_t}-seed*", "student": f"{name_s}-{ALONE}-seed*", "student + RDD": f"{name_s}-rdd-seed*",
              "student, longer": f"{name_s}-{ALONE}-*epochs-seed*"}  # fmt: skip

@@ -6,7 +6,6 @@ reading of the paper that pulls harder than another is compared at the same pull
 """
 
 import hashlib
-import math
 import os
 import shutil
 import statistics
@@ -86,7 +85,7 @@ def shares(lines: list[dict[str, Any]]) -> dict[str, float]:
     """{term: norm of its gradient on the student's neck over the detection loss's}, the median of what a run's log holds; without
     steps at which half precision overflowed, which are not taken."""
     measured = [line for line in lines if line.get("pull_detection")
-                and all(math.isfinite(value) for key, value in line.items() if key.startswith("pull_"))]  # fmt: skip
+                and all(value is not None for key, value in line.items() if key.startswith("pull_"))]  # fmt: skip
     terms = [key.removeprefix("pull_") for key in (measured[0] if measured else ()) if key.startswith("pull_")]
     return {term: statistics.median(line[f"pull_{term}"] / line["pull_detection"] for line in measured)
             for term in terms if term != "detection"}  # fmt: skip

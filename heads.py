@@ -3,7 +3,7 @@
 CenterHead (CenterPoint): an object is a peak of its class's heat map; the other maps, read at the peak's cell, say the
 rest: where in the cell, how high, how large, which way, how fast. Three methods: `forward` (maps), `loss`, `decode`;
 three more say what a distillation loss may read: `class_logits`, `regression`, `proposals`.
-dims: B scans · C neck channels · H, W cells along y, x · K classes of a task · M objects of a scan
+dims: B scans · C neck channels · H, W cells along y, x · K classes of a task · M objects of a scan · R regions
 Source: CenterPoint as in OpenPCDet's CenterHead; the differences are named beside the line.
 """
 
@@ -55,26 +55,27 @@ class CenterHead(nn.Module):
     def __init__(self, cfg: Config, in_channels: int, geometry: Geometry) -> None:
         super().__init__()
         self.cfg, self.geometry = cfg, geometry
-        self.code = {"center": 2, "center_z": 1, "dim": 3, "rot": 2, **({"vel": 2} if cfg.velocity else {})}
+        self.box_maps = {"center": 2, "center_z": 1, "dim": 3, "rot": 2, **({"vel": 2} if cfg.velocity else {})}
         (channels,) = cfg.widths(2, (cfg.head_channels,))
         self.shared = _conv_norm_relu(in_channels, channels)
         self.tasks = nn.ModuleList()
         for classes in cfg.task_classes:
-            maps = {**self.code, "heatmap": len(classes)}
+            maps = {**self.box_maps, "heatmap": len(classes)}
             self.tasks.append(nn.ModuleDict({name: _branch(channels, n) for name, n in maps.items()}))
         for task in self.tasks:
-            for name in self.code:  # as published: the box branches start from Kaiming's weights, the heat map from torch's
+            for name in self.box_maps:  # as published: the box branches start from Kaiming's weights, the heat map from torch's
                 for conv in (task[name][0], task[name][-1]):
                     nn.init.kaiming_normal_(conv.weight)
                     nn.init.zeros_(conv.bias)
             # log(0.1 / 0.9): start from a probability of 0.1 everywhere, so that the first steps are not spent on the
             # background.
             nn.init.constant_(task["heatmap"][-1].bias, -2.19)
-        # Of each task {class inside it -> label} and {label -> class inside it, or -1}: where the network is, no step copies them
+        # Two tables of each task: label_t[k], the label (index into cfg.classes) of its k-th class; class_t[label], the inverse,
+        # -1 for a label of another task. As buffers they lie where the network does, so that no step has to copy them.
         for t, names in enumerate(cfg.task_classes):
-            kinds = [names.index(name) if name in names else -1 for name in cfg.classes]
+            class_of = [names.index(name) if name in names else -1 for name in cfg.classes]
             self.register_buffer(f"label_{t}", torch.tensor([cfg.classes.index(name) for name in names]), persistent=False)
-            self.register_buffer(f"kind_{t}", torch.tensor(kinds), persistent=False)
+            self.register_buffer(f"class_{t}", torch.tensor(class_of), persistent=False)
 
     def forward(self, neck: Tensor) -> list[dict[str, Tensor]]:
         """(B, C, H, W) -> per task {map: (B, channels, H, W)}, in float32 whatever autocast does above."""
@@ -98,7 +99,7 @@ class CenterHead(nn.Module):
         """The focal loss of one task's heat map, scalar, and the L1 distance of every box code, (8 or 10,), unweighted."""
         target = self.targets(t, boxes, labels, maps["heatmap"].shape)
         b, i, j = target["cell"].unbind(1)
-        at_objects = torch.cat([maps[name] for name in self.code], dim=1)[b, :, i, j]  # (M_task, 8 or 10)
+        at_objects = torch.cat([maps[name] for name in self.box_maps], dim=1)[b, :, i, j]  # (M_task, 8 or 10)
         # An unknown velocity teaches nothing: the prediction stands in for it. (OpenPCDet's mask times NaN is NaN.)
         code = torch.where(target["code"].isnan(), at_objects.detach(), target["code"])
         count = at_least_one(mean_over_processes(code.new_tensor(float(len(b)))))
@@ -107,30 +108,31 @@ class CenterHead(nn.Module):
     def targets(self, task: int, boxes: list[Tensor], labels: list[Tensor], shape: torch.Size) -> dict[str, Tensor]:
         """Heat map and box codes of the objects of one task.
 
-        Returns heatmap (B, K, H, W) with a Gaussian of peak 1 at every object's cell, cell (M, 3) = (scan, i, j) and
-        code (M, 8) = offset x, y | z | log length, width, height | cos, sin | (with velocity, M, 10) vx, vy.
+        Returns heatmap (B, K, H, W) with a Gaussian of peak 1 at every object's cell, and of the M_task objects of this task
+        in all scans cell (M_task, 3) = (scan, i, j) and code (M_task, 8) = offset x, y | z | log length, width, height |
+        cos, sin | (with velocity, M_task, 10) vx, vy.
         """
         batch, _, height, width = shape
         device = boxes[0].device
         scan = torch.cat([torch.full((len(b),), n, device=device) for n, b in enumerate(boxes)])
         box, label = torch.cat(boxes).float(), torch.cat(labels)
-        kind = getattr(self, f"kind_{task}")[label]
+        k = getattr(self, f"class_{task}")[label]  # (M,) class inside the task, -1 if of another task
         x, y = self.geometry.to_cells(box[:, 0], box[:, 1])
         # DIFFERS: an object whose centre lies outside the map is no target; OpenPCDet moves it to the nearest cell.
-        keep = (kind >= 0) & (x >= 0) & (y >= 0) & (x < width) & (y < height)
-        scan, box, kind, x, y = scan[keep], box[keep], kind[keep], x[keep], y[keep]
+        keep = (k >= 0) & (x >= 0) & (y >= 0) & (x < width) & (y < height)
+        scan, box, k, x, y = scan[keep], box[keep], k[keep], x[keep], y[keep]
         j, i = x.long(), y.long()  # floor: both are >= 0
         velocity = box[:, 7:9] if self.cfg.velocity else box[:, 7:7]
         code = torch.stack([x - j, y - i, box[:, 2], *box[:, 3:6].log().unbind(1), box[:, 6].cos(), box[:, 6].sin(),
                             *velocity.unbind(1)], dim=1)  # fmt: skip
         radius = self.geometry.radius(box)
-        heatmap = draw_gaussians(scan * shape[1] + kind, i, j, radius, (batch * shape[1], height, width))
+        heatmap = draw_gaussians(scan * shape[1] + k, i, j, radius, (batch * shape[1], height, width))
         return {"heatmap": heatmap.view(shape), "cell": torch.stack([scan, i, j], dim=1), "code": code}
 
     # ------------------------------------------------------------------ what a distillation loss may read
 
     def class_logits(self, maps: list[dict[str, Tensor]]) -> Tensor:
-        """(B, K, H, W): all tasks' class maps side by side, in the order of the tasks."""
+        """(B, K of all tasks, H, W): the tasks' class maps side by side, in the order of the tasks."""
         return torch.cat([task["heatmap"] for task in maps], dim=1)
 
     def regression(self, maps: list[dict[str, Tensor]]) -> None:  # noqa: ARG002 (the same call for every head)
@@ -153,8 +155,8 @@ class CenterHead(nn.Module):
                 keep = score > self.cfg.score_threshold
                 box, score, label = box[keep], score[keep], label[keep]
                 circle = self.cfg.circle_nms
-                nms, limit = (box_ops.circle_nms, circle[t]) if circle else (box_ops.nms, self.cfg.nms_iou)
-                keep = nms(box[:, :7], score, limit, self.cfg.max_detections)
+                suppress, threshold = (box_ops.circle_nms, circle[t]) if circle else (box_ops.nms, self.cfg.nms_iou)
+                keep = suppress(box[:, :7], score, threshold, self.cfg.max_detections)
                 per_task.append((box[keep], score[keep], label[keep]))
             box, score, label = (torch.cat(part) for part in zip(*per_task, strict=True))
             order = score.argsort(descending=True, stable=True)
@@ -187,10 +189,10 @@ class CenterHead(nn.Module):
             heat = torch.where(heat == F.max_pool2d(heat, 3, 1, 1), heat, 0.0)
         _, height, width = heat.shape
         score, flat = heat.flatten().topk(min(limit, heat.numel()))
-        kind, cell = flat // (height * width), flat % (height * width)
+        k, cell = flat // (height * width), flat % (height * width)
         i, j = cell // width, cell % width
-        box = self.boxes_at(torch.cat([task[name] for name in self.code])[:, i, j].T, i, j)
-        label = getattr(self, f"label_{t}")[kind]
+        box = self.boxes_at(torch.cat([task[name] for name in self.box_maps])[:, i, j].T, i, j)
+        label = getattr(self, f"label_{t}")[k]
         return box, score, label, torch.stack([i, j], dim=1)
 
     def boxes_at(self, code: Tensor, i: Tensor, j: Tensor) -> Tensor:

@@ -5,11 +5,11 @@ A preset is a function that returns one complete `Config` for a data set; it nam
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from cli import InputError, did_you_mean
-from config import Config
+from config import READING, Config
 
 KITTI = ("kitti", "sim")
 
@@ -215,11 +215,13 @@ PRESETS: dict[str, Callable[..., Config]] = {f().preset: f for f in (
 DEFAULT_PAIR = {"sim": ("cp-voxel-cpu", "cp-voxel-xxs-cpu"), "kitti": ("cp-voxel", "cp-voxel-s"),
                 "sim-nuscenes": ("cp-voxel-cpu", "cp-voxel-xxs-cpu"), "nuscenes": ("cp-voxel", "cp-voxel-s")}  # fmt: skip
 
-# `--reading NAME`: consistent choices where the paper is silent, and where we depart from it
+# `--reading NAME`: consistent choices where the paper is silent, and where we depart from it. Each says all of them, so that it
+# also holds for a checkpoint that was trained with another.
+DEFAULT_READING = {f.name: f.default for f in fields(Config) if f.metadata.get("group") == READING}
 READINGS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "paper-weights": {"psi_norm": True, "alpha1": 0.2, "alpha2": 0.2},
-    "printed": {"normalise": "softmax", "softmax_axis": "channel", "psi_order": "psi-first", "psi_norm": True,
+    "default": DEFAULT_READING,
+    "paper-weights": {**DEFAULT_READING, "psi_norm": True, "alpha1": 0.2, "alpha2": 0.2},
+    "printed": {**DEFAULT_READING, "normalise": "softmax", "softmax_axis": "channel", "psi_order": "psi-first", "psi_norm": True,
                 "select": "threshold", "distance": "norm", "regions": "proposals", "p_cls": "sum", "tau": 4.0,
                 "lam": 0.1, "alpha1": 0.2, "alpha2": 0.2},
 }  # fmt: skip

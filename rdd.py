@@ -4,11 +4,11 @@ A compact student cannot copy its teacher everywhere. RDD looks where either of 
 how far their features disagree there (the representation disparity), keeps the disparate regions, and pulls the
 student's features and class scores towards the teacher's in those only. With the default settings, one step is:
 
-    1. Teacher and student each name up to 50 squares of the map where they suspect an object.
-    2. From each square a 7 x 7 patch is cut out of both feature maps; psi, a 1x1 convolution that is trained along,
-       brings the student's to the teacher's number of channels.
+    1. In each scan, teacher and student each name up to 50 squares of the map where they suspect an object.
+    2. Each square is sampled at 7 x 7 points of both feature maps: two patches. psi, a 1x1 convolution that is trained
+       with the student, brings the student's patch to the teacher's number of channels.
     3. d = Euclidean distance of the two patches: the disparity.
-    4. The 60 % of squares with the largest d are kept.
+    4. The 60 % of a scan's squares with the largest d are kept.
     5. In those, d and the difference of the class probabilities are lowered, beside the ordinary detection loss.
 
 In the paper's words: an inner problem picks the pairs of least mutual information I (here I := -d), training raises it:
@@ -16,12 +16,14 @@ In the paper's words: an inner problem picks the pairs of least mutual informati
     proposals of teacher (M) and student (N) -> M + N region pairs (R^S, R^T), the same place in both
     Eq. 2 normalise -> Eq. 3 I(R^S; R^T) per pair -> Eq. 5 m* by selection -> Eq. 8 L_feat, Eq. 9 L_logit -> Eq. 10
 
-One function per equation, in their order; `RDD`, at the end, runs them. The paper leaves much open: every choice is
-tagged UNSPECIFIED beside its line, what differs from it DIFFERS, and the alternatives are fields of `Config`. The finished
-student needs neither teacher nor psi.
-dims: B scans · R = M + N region pairs · C neck channels · K classes · S x S cells of a cropped region · R^S, R^T a pair
+One function per equation, in their order; `RDD`, at the end, runs them (README.md has it in 15 lines). The paper leaves
+much open: every choice is tagged UNSPECIFIED beside its line, what differs from it DIFFERS, and the alternatives are
+fields of `Config`. The finished student needs neither teacher nor psi.
+dims: B scans · R = M + N region pairs · C neck channels · K classes · S x S sampling points of a region · R^S, R^T a pair
 `_s` student, `_t` teacher. Regions are (R, 5): scan, x0, y0, x1, y1 in METRES, so that the two grids may differ.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +64,8 @@ def roi_align(maps: Tensor, regions: Tensor, geometry: Geometry, size: int) -> T
 
     RoI Align with one sample a bin. Outside the map its border value counts. Gradients reach the maps, not the regions.
     """
-    # UNSPECIFIED: the size of a region and its sampling. Ours: 7 x 7 bins (SparseKD's), one bilinear sample in each.
+    # UNSPECIFIED: how a region is sampled. Ours: at 7 x 7 points (SparseKD's number), bilinearly, whatever its size, which is
+    # that of the Gaussian the box would train with (CenterHead.proposals) or of the box (AnchorHead.proposals).
     _, channels, height, width = maps.shape
     scan, x0, y0, x1, y1 = regions.unbind(1)
     bins = (torch.arange(size, device=maps.device, dtype=regions.dtype) + 0.5) / size  # (S,) in (0, 1)
@@ -104,8 +107,9 @@ def normalise(region: Tensor, kind: str, axis: str = "channel", tau: float = 4.0
 
 def disparity(region_s: Tensor, region_t: Tensor) -> Tensor:
     """d_i = || Rhat_i^S - Rhat_i^T ||_2: (R,). The distance of Eq. 8, unsquared as printed."""
-    # UNSPECIFIED: over what the norm runs. Ours: all channels and cells of a region at once, not cell by cell. Unsquared as
-    # printed, a pair pulls as hard when it is almost matched as before; a square ("l2 loss", Table 1) lets go (--distance).
+    # UNSPECIFIED: over what the norm runs. Ours: all channels and points of a region at once, not point by point. The gradient of
+    # ||x|| has length 1 however small x is, that of ||x||^2 shrinks with x: the norm, which Eq. 8 prints, pulls at a pair that is
+    # almost matched as hard as before, its square ("l2 loss", Table 1) lets go (--distance squared).
     return torch.linalg.vector_norm((region_s - region_t).flatten(1), dim=1)  # its gradient at 0 is 0, not NaN
 
 
@@ -147,7 +151,7 @@ def solve_selection(info: Tensor, scan: Tensor, rule: str, lam: float, fraction:
     top        the same with, in each scan, the lambda that keeps this fraction of its pairs, the most disparate
     least, random   no reading of the paper but what `top` is compared with: the same fraction, least disparate or any
     soft       one projected gradient step of size 1/lambda from m = 1: clip(1 - (I_i + lambda) / lambda) = clip(d_i / lambda)
-    gaussian   info from the Gaussian estimator, measured from the best-agreeing pair of the scan
+    gaussian   for I of the Gaussian estimator: keeps what lies lambda nats or more below the best-agreeing pair of the scan
     all        m = 1
     Where lambda counts, lambda = 0 keeps every pair and a larger lambda fewer, as the paper states.
     """
@@ -166,7 +170,8 @@ def solve_selection(info: Tensor, scan: Tensor, rule: str, lam: float, fraction:
         elif rule == "gaussian":
             m[mine] = (info[mine] - info[mine].max() + lam <= 0).to(info.dtype)
         else:
-            # random: by the digits of I after the third decimal, so that a run which is continued draws what it would have drawn
+            # random: ranked by digits of I that mean nothing, the fourth decimal and on. That needs no generator, whose state a
+            # run would have to save to go on exactly.
             order = {"top": info[mine], "least": -info[mine], "random": (1e3 * info[mine]).frac()}[rule]
             keep = max(1, round(fraction * len(mine)))
             m[mine[order.topk(keep, largest=False).indices]] = 1
@@ -227,6 +232,15 @@ def total_loss(detection: dict[str, Tensor], distillation: dict[str, Tensor]) ->
     return torch.stack([*detection.values(), *distillation.values()]).sum()
 
 
+class RegionPairs(NamedTuple):
+    """The pairs of one step, and what RDD thinks of them."""
+
+    regions: Tensor  # (R, 5)
+    side: Tensor  # (R,) who proposed: 0 the teacher, 1 the student
+    d: Tensor  # (R,) the disparity
+    m: Tensor  # (R,) m*: 1 kept, 0 not (`soft`: between)
+
+
 class RDD(nn.Module):
     """Everything of RDD that is trained (psi) and the order in which the equations are used.
 
@@ -243,59 +257,64 @@ class RDD(nn.Module):
         self.psi = nn.Sequential(nn.Conv2d(channels_s, channels_t, 1, bias=not cfg.psi_norm), *norm, nn.ReLU())
 
     def forward(self, out_s: Output, out_t: Output, batch: Batch | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The weighted terms of Eq. 10 ({"feat", "logit"}) and what is worth seeing of the step.
+        """The weighted terms of Eq. 10, {"feat", "logit"}, and what is worth logging of the step (`summary`).
 
-        The second: regions (R, 5), side (R,), d (R,), m (R,), all detached. With no proposals on either side both
-        terms are zero. out_t must come from a frozen teacher under no_grad. RDD reads no labels; `regions` "labels" does.
+        With no proposals on either side both terms are zero. out_t must come from a frozen teacher under no_grad.
+        """
+        cfg, pairs = self.cfg, self.compare(out_s, out_t, batch)
+        # UNSPECIFIED: which of a cell's anchors p_cls is of. Ours: of each class the surest, so that both heads have K maps.
+        size = 1 if cfg.p_cls == "peak" else cfg.roi_size
+        p_cls_s, p_cls_t = (roi_align(out.class_logits.sigmoid().unflatten(1, (-1, len(cfg.classes))).amax(dim=1),
+                                      pairs.regions, out.geometry, size) for out in (out_s, out_t))  # fmt: skip
+        p_reg_s, p_reg_t = box_codes(out_s, out_t, pairs.regions, pairs.side)
+        distance = pairs.d if cfg.distance == "norm" else pairs.d.square() / cfg.roi_size**2
+        terms = {"feat": cfg.alpha1 * feature_loss(distance, pairs.m),
+                 "logit": cfg.alpha2 * logit_loss(p_cls_s, p_cls_t, pairs.m, cfg.p_cls, p_reg_s, p_reg_t)}  # fmt: skip
+        return terms, summary(pairs)
+
+    def compare(self, out_s: Output, out_t: Output, batch: Batch | None = None) -> RegionPairs:
+        """Eq. 2 to 6: where the two are compared, how far they disagree there, and which pairs are kept.
+
+        Only d carries a gradient. No label is read, unless `regions` is "labels".
         """
         cfg = self.cfg
-        regions, side = (labelled_regions(batch, out_t.geometry, out_t.neck.shape[2:]) if cfg.regions == "labels" else
-                         bilateral_regions(out_s, out_t, cfg.proposal_score, cfg.proposals))  # fmt: skip
+        if cfg.regions == "labels":
+            regions, side = labelled_regions(batch, out_t.geometry, out_t.neck.shape[2:])
+        else:
+            regions, side = bilateral_regions(out_s, out_t, cfg.proposal_score, cfg.proposals)
         region_s, region_t = self.crop(out_s, regions, out_t)
         d = disparity(region_s, region_t)
         with torch.no_grad():  # Eq. 6: the inner problem is solved first and is constant for the outer one
-            info = information(region_s, region_t, "gaussian" if cfg.select == "gaussian" else "distance")
+            info = information(region_s, region_t, "gaussian") if cfg.select == "gaussian" else -d
             m = solve_selection(info, regions[:, 0], cfg.select, cfg.lam, cfg.fraction)
-
-        # UNSPECIFIED: which of a cell's anchors p_cls is of. Ours: of each class the surest, so that both heads have K maps.
-        size = 1 if cfg.p_cls == "peak" else cfg.roi_size
-        p_cls_s, p_cls_t = (roi_align(out.class_logits.sigmoid().unflatten(1, (-1, len(cfg.classes))).amax(dim=1), regions,
-                                      out.geometry, size) for out in (out_s, out_t))  # fmt: skip
-        p_reg_s, p_reg_t = box_codes(out_s, out_t, regions, side)
-        terms = {"feat": cfg.alpha1 * feature_loss(d if cfg.distance == "norm" else d.square() / cfg.roi_size**2, m),
-                 "logit": cfg.alpha2 * logit_loss(p_cls_s, p_cls_t, m, cfg.p_cls, p_reg_s, p_reg_t)}  # fmt: skip
-        return terms, {"regions": regions, "side": side, "d": d.detach(), "m": m}
+        return RegionPairs(regions, side, d, m)
 
     def crop(self, out_s: Output, regions: Tensor, out_t: Output) -> tuple[Tensor, Tensor]:
-        """The pairs (Rhat^S through psi, Rhat^T), each (R, C_t, S, S)."""
+        """The pairs (Rhat^S through psi, Rhat^T), each (R, C_t, S, S), in float32: `roi_align` would round positions, too, to the
+        halves that psi may compute in."""
         cfg, neck_s = self.cfg, out_s.neck.float()
         how = (cfg.normalise, cfg.softmax_axis, cfg.tau)
         region_t = normalise(roi_align(out_t.neck.float(), regions, out_t.geometry, cfg.roi_size), *how)
-        # UNSPECIFIED: where psi stands. Eq. 8 prints phi(psi(Rhat)): psi before RoI Align (map-first), but of a region normalised
-        # before. A distribution over the student's channels cannot meet one over the teacher's, though, and Eq. 3 needs both:
-        # psi-first crops, adapts, normalises. So psi's batch norm sees the whole map, or the crops alone.
+        # UNSPECIFIED: where psi stands. Eq. 8 prints phi(psi(Rhat)), psi of a normalised region before RoI Align; but Eq. 3 has
+        # to compare Rhat^S with Rhat^T, distributions over as many channels only after psi. So:
+        #   psi-first (ours): crop, psi, normalise; a batch norm in psi sees the crops alone.
+        #   map-first:        psi, crop, normalise; it sees the whole map.
+        #   normalise-first:  crop, normalise, psi; what leaves psi is not normalised again.
         if cfg.psi_order == "map-first":
-            return normalise(roi_align(self.adapt(neck_s), regions, out_s.geometry, cfg.roi_size), *how), region_t
+            return normalise(roi_align(self.psi(neck_s).float(), regions, out_s.geometry, cfg.roi_size), *how), region_t
         region_s = roi_align(neck_s, regions, out_s.geometry, cfg.roi_size)
         if cfg.psi_order == "psi-first":
-            return normalise(self.adapt(region_s), *how), region_t
-        return self.adapt(normalise(region_s, *how)), region_t  # normalise-first: psi's output is not normalised again
-
-    def adapt(self, features_s: Tensor) -> Tensor:
-        """psi, in any precision, with float32 behind it: `roi_align` would round positions, too, to the features' halves."""
-        return self.psi(features_s).float()
+            return normalise(self.psi(region_s).float(), *how), region_t
+        return self.psi(normalise(region_s, *how)).float(), region_t
 
 
-def summary(seen: dict[str, Tensor]) -> dict[str, float]:
-    """Numbers of one step for the log: pairs per side, selected fraction, quantiles of d; a baseline's are numbers already."""
-    if "m" not in seen:
-        return {name: float(value) for name, value in seen.items()}
-    d, m = seen["d"], seen["m"]
-    log = {"pairs_t": float((seen["side"] == 0).sum()), "pairs_s": float((seen["side"] == 1).sum())}
-    if len(d):
-        log["selected"] = float((m > 0).float().mean())
-        quantiles = d.quantile(d.new_tensor([0.05, 0.25, 0.5, 0.75, 0.95])).tolist()
-        log |= {f"d_{name}": value for name, value in zip(("05", "25", "50", "75", "95"), quantiles, strict=True)}
+def summary(pairs: RegionPairs) -> dict[str, Tensor]:
+    """Numbers of one step for the log: pairs per side, selected fraction, quantiles of d."""
+    log = {"pairs_t": (pairs.side == 0).sum(), "pairs_s": (pairs.side == 1).sum()}
+    if len(pairs.d):
+        log["selected"] = (pairs.m > 0).float().mean()
+        quantiles = pairs.d.detach().quantile(pairs.d.new_tensor([0.05, 0.25, 0.5, 0.75, 0.95]))
+        log |= zip(("d_05", "d_25", "d_50", "d_75", "d_95"), quantiles, strict=True)
     return log
 
 

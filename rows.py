@@ -79,25 +79,38 @@ def runs_of(suite: Suite, records: list[dict[str, Any]], teacher: str, student: 
     return of | {name: {r["seed"]: r for r in mine if r["variant"] == name} for name in longer}, takes
 
 
+def record_name(student: str, variant: str, seed: int) -> str:
+    """The folder of a run and the name of its record."""
+    if variant == TEACHER:
+        return f"{student}-seed{seed}"
+    return f"{student}-{variant}-seed{seed}".replace(", ", "-").replace(" epochs", "epochs").replace(" ", "-")
+
+
 def read_records(folder: Path) -> dict[str, dict[str, Any]]:
     """{run: record} of a suite. Raises InputError for a file that is none."""
     found = {}
     for path in sorted(folder.glob("*.json")):
         try:
             found[path.stem] = json.loads(path.read_text())
-            found[path.stem]["variant"], found[path.stem]["seconds"]
+            [found[path.stem][key] for key in ("variant", "seed", "seconds", "config")]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: expected the record of a run, found {error!r}") from None
     return found
 
 
 def checked_records(folder: Path, metrics: list[str]) -> dict[str, dict[str, Any]]:
-    """{run: record} of a suite. Raises InputError for a record that a table with these metrics cannot be made of."""
+    """{run: record} of a suite. Raises InputError for a record that a table with these metrics cannot be made of, that is another
+    run's than its name says, or that had another teacher than the record of its seed's teacher."""
     every = read_records(folder)
     for run, record in every.items():
         path = folder / f"{run}.json"
         if lost := [key for key in NEEDED if key not in record]:
             raise InputError(f"{path}: expected the record of a run, found one without {', '.join(lost)}")
+        if run != (name := record_name(record["student"], record["variant"], record["seed"])):
+            raise InputError(f"{path}: expected the record of a run of that name, found that of {name}")
+        taught_by = every.get(record_name(record["teacher"], TEACHER, record["seed"]), {}).get("weights")
+        if taught_by and record.get("teacher_weights") not in (None, taught_by):
+            raise InputError(f"{path}: this student had another teacher than that of the records of seed {record['seed']}")
         try:
             known = scores(record).keys() & record["resampled"].keys()
             classes(record)

@@ -9,11 +9,13 @@ and the augmentation need nothing, they are functions of the step (data/batch.py
 
 import hashlib
 import json
+import math
 import os
 import platform
 import shlex
 import subprocess
 import sys
+import time
 import weakref
 from dataclasses import fields
 from functools import cache
@@ -87,6 +89,27 @@ def fingerprint(detector: Detector) -> str:
     return digest.hexdigest()[:16]
 
 
+class Clock:
+    """The seconds that a run has trained: those between `start` and `stop`, evaluation left out."""
+
+    def __init__(self) -> None:
+        self.before, self.started = 0.0, None
+
+    def start(self) -> None:
+        self.started = time.perf_counter()
+
+    def running(self) -> float:
+        """Seconds since the last start; 0 while it stands."""
+        return 0.0 if self.started is None else time.perf_counter() - self.started
+
+    def stop(self) -> None:
+        self.before, self.started = self.seconds, None
+
+    @property
+    def seconds(self) -> float:
+        return self.before + self.running()
+
+
 class RunFolder:
     """runs/NAME: config.json, command.txt, environment.txt, metrics.jsonl, last.pt, best.pt."""
 
@@ -95,7 +118,7 @@ class RunFolder:
         self.path, self.cfg, self.student, self.distil = path, cfg, student, distil
         self.optimizer, self.scaler = optimizer, scaler
         self.teacher = fingerprint(teacher) if teacher else ""
-        self.seconds = 0.0  # spent training, evaluation left out
+        self.clock = Clock()
         self.best = -1.0
         self.unevaluated = False  # the evaluation that is due at the step of last.pt has still to be done
 
@@ -117,7 +140,7 @@ class RunFolder:
         self.optimizer.load_state_dict(content["optimizer"])
         if content["scaler"]:  # empty when the run began without mixed precision
             self.scaler.load_state_dict(content["scaler"])
-        self.seconds, self.best = content["seconds"], content["best"]
+        self.clock.before, self.best = content["seconds"], content["best"]
         self.unevaluated = content.get("unevaluated", False)
         if parallel.rank() == 0:
             self._forget_after(content["step"])
@@ -160,16 +183,18 @@ class RunFolder:
                 continue
         write_text(path, "".join(kept))
 
-    def log(self, kind: str, record: dict[str, Any], seconds: float) -> None:
+    def log(self, kind: str, record: dict[str, Any]) -> None:
+        """Append a line. Numbers that are not finite, as half precision's first gradients may be, become null: JSON has none."""
+        record = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         if parallel.rank() == 0:
             with open(self.path / "metrics.jsonl", "a") as file:
-                file.write(json.dumps({"kind": kind, **record, "seconds": round(seconds, 2)}) + "\n")
+                file.write(json.dumps({"kind": kind, **record, "seconds": round(self.clock.seconds, 2)}) + "\n")
 
     def evaluate(self, step: int, epoch: float, validation: "Kitti", device: Any, workers: int = 0) -> None:
         result = evaluate_detector(self.student, validation, device, workers=workers)
         self.student.train()
         score = headline(result)
-        self.log("eval", {"step": step, "epoch": epoch, **score, "result": result}, self.seconds)
+        self.log("eval", {"step": step, "epoch": epoch, **score, "result": result})
         if parallel.rank() == 0:
             print(f"{self.path.name}: epoch {epoch:g}: " + ", ".join(f"{k} {v:.2f}" for k, v in score.items()))
         self.unevaluated = False
@@ -187,7 +212,7 @@ class RunFolder:
                                  "the --lr under another --name")  # fmt: skip
         if parallel.rank() == 0:
             save_checkpoint(self.path / name, {
-                "format": 1, "config": to_json(self.cfg), "step": step, "seconds": self.seconds, "best": self.best,
+                "format": 1, "config": to_json(self.cfg), "step": step, "seconds": self.clock.seconds, "best": self.best,
                 "unevaluated": self.unevaluated,
                 "model": self.student.state_dict(), "distil": self.distil.state_dict() if self.distil else {},
                 "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),

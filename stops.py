@@ -81,8 +81,8 @@ def add_run_options(p: ArgumentParser) -> None:
     p.add_argument("--teacher", required=True, metavar="CHECKPOINT", help="a trained detector, e.g. runs/NAME/last.pt")
     p.add_argument("--stops", type=int, default=4, metavar="N", help="looks, at equal distances, the last at the end [4]")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="runs, numbers and pictures go here")
-    p.add_argument("--reading", choices=list(READINGS), default="default",
-                   help="how RDD is read; paper-weights: the paper's psi and alphas; printed: all of it [default]")  # fmt: skip
+    p.add_argument("--reading", choices=list(READINGS),
+                   help="how RDD is read; paper-weights: the paper's psi and alphas; printed: all [a checkpoint's or default]")
     p.add_argument("--workers", type=int, default=0, metavar="X", help="data loading processes; changes no result [0]")
     names = [f.name for f in fields(Config) if f.name != "method"]
     add_options(p, only=names)
@@ -104,5 +104,5 @@ def student_config(name: str, given: Namespace, teacher: Config) -> Config:
 
     values = {f.name: getattr(given, f.name) for f in fields(Config) if hasattr(given, f.name)}
     data = values.get("data", teacher.data)
-    cfg = override(resolve(name, 1, data)[0], {**READINGS[given.reading], "data": data, **values})
+    cfg = override(resolve(name, 1, data)[0], {**READINGS.get(given.reading, {}), "data": data, **values})
     return prepare_data(replace(cfg, method="rdd"), max(1, given.workers))

@@ -15,7 +15,6 @@ of every option. --workers 8 keeps a GPU from waiting for data.
 
 import math
 import os
-import time
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +51,7 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
     import parallel
     from data.batch import open_run, report_dropped, steps_per_epoch, training_batches
     from detector import build
-    from rdd import gradient_norms, summary, total_loss
+    from rdd import gradient_norms, total_loss
     from runs import RunFolder
 
     rank, world, device = parallel.start()
@@ -78,10 +77,11 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
     student.train()
     batches = training_batches(training, step, stop, workers, rank, world)
     bar = tqdm(batches, total=stop, initial=step, desc=folder.name, unit="step", disable=rank > 0, dynamic_ncols=True)
-    began, saved, reported = time.perf_counter(), time.perf_counter(), set()
+    run.clock.start()
+    reported: set[str] = set()
     for k, batch in enumerate(bar):
         if workers and k == 0:
-            began = saved = time.perf_counter()  # what it takes to start the loading processes is no training
+            run.clock.start()  # anew: what it takes to start the loading processes is no training
         report_dropped(batch, reported)
         lr, beta1 = one_cycle(step, last_step, cfg.lr)
         for group in optimizer.param_groups:
@@ -111,18 +111,18 @@ def train(cfg: Config, folder: Path, teacher: "Detector | None" = None, workers:
         if pulls or (step - 1) % cfg.log_every == 0 or step == last_step:
             terms = {k: float(parallel.mean_over_processes(v)) for k, v in {**detection, **distillation}.items()}
             record = {"step": step, "epoch": step / per_epoch, "loss": sum(terms.values()), **terms, "lr": lr,
-                      "grad_norm": float(norm), **pulls, **(summary(seen) if seen else {})}  # fmt: skip
-            run.log("train", record, run.seconds + time.perf_counter() - began)
+                      "grad_norm": float(norm), **pulls, **{k: float(v) for k, v in seen.items()}}  # fmt: skip
+            run.log("train", record)
             bar.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
         epoch_ends = step % per_epoch == 0
-        if epoch_ends or step == stop or time.perf_counter() - saved > SAVE_EVERY:
+        if epoch_ends or step == stop or run.clock.running() > SAVE_EVERY:
             parallel.finish(device)  # else a GPU would be timed without its last step
-            run.seconds += time.perf_counter() - began
+            run.clock.stop()
             run.unevaluated = step == last_step or (epoch_ends and step // per_epoch % cfg.eval_every == 0)
             run.save(step)  # before the evaluation: what fails there costs no training
             if run.unevaluated:
                 run.evaluate(step, step / per_epoch, validation, device, workers)
-            began = saved = time.perf_counter()
+            run.clock.start()
     return student.eval()
 
 
@@ -223,8 +223,8 @@ def parser() -> ArgumentParser:
     p.add_argument("--teacher", nargs="?", const=DEFAULT, metavar="PRESET|CHECKPOINT", help="the detector to learn from")
     p.add_argument("--student", nargs="?", const=DEFAULT, metavar="PRESET|CHECKPOINT",
                    help="the detector to train; of a checkpoint only the config is taken, not the weights")
-    p.add_argument("--reading", choices=list(READINGS), default="default",
-                   help="how RDD is read; paper-weights: the paper's psi and alphas; printed: all of it [default]")  # fmt: skip
+    p.add_argument("--reading", choices=list(READINGS),
+                   help="how RDD is read; paper-weights: the paper's psi and alphas; printed: all [a checkpoint's or default]")
     p.add_argument("--teacher-epochs", type=int, metavar="X", help="epochs of a teacher that is trained first [--epochs]")
     p.add_argument("--name", metavar="X", help="folder of the run under --runs [DATA-PRESET-METHOD-seedN]")
     p.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are kept [runs]")
@@ -260,7 +260,7 @@ def main() -> None:
     if args["student"] is not None:
         cfg_s, _ = resolve(args["student"], 1, data or (cfg_t.data if cfg_t else ""))
         method = "rdd" if cfg_t is not None and cfg_s.method == "none" else cfg_s.method  # a checkpoint has its own
-        cfg_s = override(cfg_s, {**READINGS[args["reading"]], "method": method, **given})
+        cfg_s = override(cfg_s, {**READINGS.get(args["reading"], {}), "method": method, **given})
         if cfg_s.method != "none" and cfg_t is None:
             raise InputError(f"--method {cfg_s.method}: needs a --teacher to learn from")
         if cfg_t is not None:

@@ -28,14 +28,12 @@ def name_many_regions(detector) -> None:
         nn.init.zeros_(conv.bias)
 
 
-def overhead(method: str, teacher, student, distil, batch, repeats: int) -> tuple[dict[str, list[float]], dict]:
-    """Seconds of {"student", "teacher", "distilling"}, in turns; and what the method tells of its last step."""
+def overhead(method: str, teacher, student, distil, batch, repeats: int) -> dict[str, list[float]]:
+    """Seconds of {"student", "teacher", "distilling"}, in turns."""
     import torch
 
     from baselines import labels_for
     from rdd import total_loss
-
-    told = {}
 
     def teacher_forward() -> None:
         with torch.no_grad():
@@ -46,14 +44,13 @@ def overhead(method: str, teacher, student, distil, batch, repeats: int) -> tupl
         with torch.no_grad():
             out_t = teacher(x if teacher.shares_input(student) else teacher.prepare(batch))
         out_s = student(x)
-        terms, seen = distil(out_s, out_t, batch)
-        told.update(seen)
+        terms, _ = distil(out_s, out_t, batch)
         taught = labels_for(batch, out_t, replace(student.cfg, method=method))
         total_loss(student.loss(out_s, taught), terms).backward()
         student.zero_grad(), distil.zero_grad()
 
     calls = {"student": partial(training_step, student, batch), "teacher": teacher_forward, "distilling": distilling_step}
-    return in_turns(calls, repeats), told
+    return in_turns(calls, repeats)
 
 
 def rows(repeats: int) -> Iterator[Row]:
@@ -73,16 +70,18 @@ def rows(repeats: int) -> Iterator[Row]:
         name_many_regions(teacher), name_many_regions(student)
         cfg, batch = replace(student.cfg, method=method), scans(student.cfg, count)
         distil = start_distilling(cfg, student, teacher, torch.device("cpu"))
-        times, told = overhead(method, teacher, student, distil, batch, repeats)
+        times = overhead(method, teacher, student, distil, batch, repeats)
         alone = [s + t for s, t in zip(times["student"], times["teacher"], strict=True)]
         ratio = median(a / d for a, d in zip(alone, times["distilling"], strict=True))
         pair = f"{name_t} -> {name_s}, batch {count}, {torch.get_num_threads()} threads"
         yield Row("distillation", f"a step with {method}, {pair}", median(times["distilling"]), "student + teacher's forward",
                   median(alone), ratio, GOAL, note=f"overhead {1 / ratio:.2f}, goal 1.15")  # fmt: skip
         if method == "rdd":
-            solve = partial(solve_selection, -told["d"], told["regions"][:, 0], cfg.select, cfg.lam, cfg.fraction)
+            with torch.no_grad():
+                pairs = distil.compare(student(student.prepare(batch)), teacher(teacher.prepare(batch)))
+            solve = partial(solve_selection, -pairs.d, pairs.regions[:, 0], cfg.select, cfg.lam, cfg.fraction)
             share = 100 * median(in_turns({"m": solve}, REPEATS)["m"]) / median(times["distilling"])
-            yield Row("distillation", f"solving for m* of {len(told['d'])} regions, share of that step", share, unit="%",
+            yield Row("distillation", f"solving for m* of {len(pairs.d)} regions, share of that step", share, unit="%",
                       note="goal: below 1")  # fmt: skip
 
 

@@ -27,9 +27,9 @@ from config import Config
 from data import Frame
 from data.augment import ObjectDatabase, augment
 from data.kitti import Kitti
-from data.kitti_files import TYPES
 from data.nuscenes import NuScenes, balanced_indices
 from data.nuscenes_tables import CLASS_OF
+from metrics.kitti import CLASSES
 
 
 @dataclass
@@ -109,11 +109,11 @@ def open_data(cfg: Config, split: str) -> "Kitti | NuScenes":
             raise InputError(f"preset {cfg.preset} does not fit {cfg.root}: expected nuScenes' ten classes; it has {found}")
         split = f"mini_{split}" if cfg.version == "v1.0-mini" and split in ("train", "val") else split
         return NuScenes(cfg.root, cfg.version, split, cfg.sweeps, frames=cfg.frames)
-    unknown = [name for name in cfg.classes if name not in TYPES]
+    unknown = [name for name in cfg.classes if name not in CLASSES]  # KITTI's metrics, which a run ends with, know no others
     if unknown or cfg.point_features > 4:
-        found = f"class {unknown[0]!r}{did_you_mean(unknown[0], TYPES)}" if unknown else f"{cfg.point_features} values"
-        raise InputError(f"preset {cfg.preset} does not fit {cfg.root}: expected KITTI's types and 4 values a point; it has"
-                         f" {found}")  # fmt: skip
+        found = f"class {unknown[0]!r}{did_you_mean(unknown[0], CLASSES)}" if unknown else f"{cfg.point_features} values"
+        raise InputError(f"preset {cfg.preset} does not fit {cfg.root}: expected classes of {', '.join(CLASSES)} and 4 values a"
+                         f" point; it has {found}")  # fmt: skip
     return Kitti(cfg.root, split, cfg.frames, cfg.fov_only)
 
 
@@ -137,7 +137,8 @@ def object_database(cfg: Config, frames: "Kitti | NuScenes", spare: Path, worker
 
 
 class TrainingFrames(Dataset):
-    """The augmented view of a data set; an item is asked for by (epoch, index)."""
+    """The augmented view of a data set; an item is asked for by (epoch, index, copy), of the frames that a pass draws several
+    times copy 0, 1, ...: each is augmented anew."""
 
     def __init__(self, frames: Kitti | NuScenes, cfg: Config, database: ObjectDatabase | None) -> None:
         self.frames, self.cfg, self.database = frames, cfg, database
@@ -156,10 +157,10 @@ class TrainingFrames(Dataset):
             return rng.permutation(len(self.frames))
         return rng.permutation(balanced_indices(rng, self.present, self.cfg.classes))
 
-    def __getitem__(self, key: tuple[int, int]) -> Frame:
-        epoch, index = key
+    def __getitem__(self, key: tuple[int, int, int]) -> Frame:
+        epoch, index, copy = key
         cfg, frame = self.cfg, self.frames[index]
-        rng = np.random.default_rng((cfg.seed, epoch, index))
+        rng = np.random.default_rng((cfg.seed, epoch, index, copy))
         paste = dict(zip(cfg.classes, cfg.paste, strict=True)) if self.database else {}
         frame = augment(frame, rng, self.database, paste, cfg.flip, cfg.rotation, (1 - cfg.scaling, 1 + cfg.scaling),
                         cfg.flip_x, cfg.translation)  # fmt: skip
@@ -193,16 +194,26 @@ def training_batches(frames: TrainingFrames, first_step: int, last_step: int, wo
     cfg = frames.cfg
     per_epoch = steps_per_epoch(len(frames), cfg.batch_size)
 
-    def keys() -> Iterator[list[tuple[int, int]]]:
-        order, order_epoch = None, -1
+    def keys() -> Iterator[list[tuple[int, int, int]]]:
+        order, order_epoch = [], -1
         for step in range(first_step, last_step):
             epoch, position = divmod(step, per_epoch)
             if epoch != order_epoch:
-                order, order_epoch = frames.order(epoch), epoch
+                order_epoch, indices = epoch, frames.order(epoch)
+                order = [(epoch, *pair) for pair in zip(indices.tolist(), copies(indices).tolist(), strict=True)]
             batch = order[position * cfg.batch_size : (position + 1) * cfg.batch_size]
-            yield [(epoch, int(index)) for index in batch[rank::world]]
+            yield batch[rank::world]
 
     yield from load(frames, keys(), cfg, workers)
+
+
+def copies(indices: np.ndarray) -> np.ndarray:
+    """(n,) -> (n,) how often each index has come before: 3, 5, 3, 3 -> 0, 0, 1, 2."""
+    by_index = indices.argsort(kind="stable")
+    ordered = indices[by_index]
+    found = np.empty_like(indices)
+    found[by_index] = np.arange(len(indices)) - np.searchsorted(ordered, ordered)
+    return found
 
 
 def load(frames: Dataset, batches: Iterable[Sequence[Any]], cfg: Config, workers: int = 0) -> Iterator[Batch]:

@@ -51,7 +51,8 @@ class Kitti:
         if not all((self.root / self.folder / name).is_dir() for name in self.needs):
             raise InputError(self._tree(split))
         if not frames and not listing.is_file():
-            raise InputError(f"{self._tree(split)}\n  KITTI's own download has no ImageSets: get the lists, or use --frames")
+            raise InputError(f"{self._tree(split)}\n  KITTI's own download has no ImageSets: take OpenPCDet's, the folder "
+                             "data/kitti/ImageSets of its repository, or use --frames")  # fmt: skip
         self.ids = [str(id).zfill(6) for id in frames if str(id)] if frames else [words[0] for _, words in lines_of(listing)]
         repeated = [id for id, count in Counter(self.ids).items() if count > 1]
         if repeated or not self.ids:

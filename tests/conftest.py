@@ -52,7 +52,7 @@ def real_nuscenes() -> Path:
 @pytest.fixture()
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Writes the record of a run of the suite "trial", of the student `small` or its teacher `big`; returns the folder."""
-    from experiments import record_name
+    from rows import record_name
     from suites import SUITES, Suite
 
     methods = {name: {"method": name} for name in ("none", "rdd", "hint")}
@@ -61,7 +61,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
     def write(student: str, variant: str, seed: int, ap: float, price: float | None = None, **more: Any) -> Path:
         level = {"easy": 0.0, "moderate": ap, "hard": 0.0}
         record = {"teacher": "big", "student": student, "variant": variant, "seed": seed, "epochs": 8, "steps": 10,
-                  "method": variant.split(",")[0], "seconds": 60.0, "price": price,
+                  "method": variant.split(",")[0], "seconds": 60.0, "price": price, "config": {},
                   "parameters": 1000 if student == "small" else 4000, "macs": 2e9 if student == "small" else 8e9,
                   "scores": [{"moderate_map_3d": 0.0}, {"moderate_map_3d": ap, "moderate_map_bev": 2 * ap, "step": 10}],
                   "last": {"strict": {"Car": {"AP_R40": {"3d": level}}, "Cyclist": {"AP_R40": {"3d": None}}}},

@@ -396,7 +396,7 @@ def test_gid_responses_of_a_centre_head_are_read_under_the_instances_gaussians(k
             logits_s, logits_t = (task["heatmap"][b, :, i, j].tolist() for task in (task_s, task_t))
             cls += sum(kl(x, y) for x, y in zip(logits_s, logits_t, strict=True))
         for b, i, j in out_t.head.targets(t, boxes, labels, heat.shape)["cell"].tolist():
-            codes = [[float(v) for name in out_t.head.code for v in task[name][b, :, i, j]] for task in (task_s, task_t)]
+            codes = [[float(v) for name in out_t.head.box_maps for v in task[name][b, :, i, j]] for task in (task_s, task_t)]
             reg += sum(w * abs(x - y) for w, x, y in zip(weights, *codes, strict=True))
             objects += 1
     terms, _ = method("gid-l", kind)(out_s, out_t, batch)
@@ -461,7 +461,7 @@ def test_pp_logit_weighs_cells_by_the_gaussians_and_the_teacher(kind):
         cls += loss / (weight + 1e-6) / len(out_t.maps)
         cells = out_t.head.targets(t, batch.boxes, batch.labels, heat.shape)["cell"].tolist()
         for b, i, j in cells if kind != "two grids" else ():
-            for name in out_t.head.code:
+            for name in out_t.head.box_maps:
                 reg += float((task_s[name][b, :, i, j] - task_t[name][b, :, i, j]).abs().sum()) / len(cells) / len(out_t.maps)
     terms, _ = method("pp-logit", kind)(out_s, out_t, batch)
     assert float(terms["pp_cls"]) == pytest.approx({"two grids": 7}.get(kind, 15) * cls, rel=1e-3) and cls > 0

@@ -12,6 +12,7 @@ from data.augment import ObjectDatabase, flip_x, flip_y, paste, rotate, scale, s
 from data.batch import (
     TrainingFrames,
     collate,
+    copies,
     load,
     object_database,
     report_dropped,
@@ -51,6 +52,28 @@ def test_two_processes_share_every_global_batch(frames):
         assert sorted(halves[0][step] + halves[1][step]) == sorted(whole[step])
 
 
+def test_a_frame_that_a_pass_draws_again_is_augmented_anew():
+    """As class balancing draws them; and whatever the workers and the first step."""
+
+    class Repeating(TrainingFrames):
+        def order(self, epoch):  # noqa: ARG002
+            return np.array([2, 5, 2, 2])
+
+    training = Repeating(tiny_frames(7), tiny_config(batch_size=2, seed=4), None)
+    scans = [batch.points[batch.points[:, 0] == b, 1:].numpy() for batch in training_batches(training, 0, 2) for b in (0, 1)]
+    for scan, (index, copy) in zip(scans, ((2, 0), (5, 0), (2, 1), (2, 2)), strict=True):
+        assert np.array_equal(scan, training[0, index, copy].points)
+    assert not any(np.array_equal(scans[a], scans[b]) for a, b in ((0, 2), (0, 3), (2, 3)))
+    (again,) = training_batches(training, 1, 2, workers=1)
+    assert np.array_equal(again.points[:, 1:].numpy(), np.concatenate(scans[2:]))
+
+
+def test_copies_count_how_often_an_index_has_come_before():
+    indices = np.random.default_rng(0).integers(6, size=40)
+    expected = [list(indices[:n]).count(index) for n, index in enumerate(indices)]
+    assert copies(indices).tolist() == expected and max(expected) > 3 and len(copies(indices[:0])) == 0
+
+
 def test_another_seed_is_another_order(frames):
     other = TrainingFrames(frames.frames, replace(frames.cfg, seed=5), None)
     assert ids(training_batches(frames, 0, 3)) != ids(training_batches(other, 0, 3))
@@ -83,7 +106,7 @@ def test_a_training_frame_is_augmented_by_the_options_of_its_config(case):
     """Over some epochs, so that each mirror is once drawn and once not; frame 1 of two, so that the index counts."""
     (changes, twin), frames = AUGMENTED[case], tiny_frames(2)
     training = TrainingFrames(frames, tiny_config(**{**STILL, **changes}, seed=4), None)
-    got = [training[epoch, 1] for epoch in range(8)]
+    got = [training[epoch, 1, 0] for epoch in range(8)]
     for epoch, frame in enumerate(got):
         assert equal(frame, twin(frames[1], np.random.default_rng((4, epoch, 1)))), epoch
     assert {equal(frame, frames[1]) for frame in got} == {"nothing": {True}, "mirror y": {True, False}}.get(case, {False})
@@ -95,15 +118,15 @@ def test_objects_of_the_database_are_pasted_first_as_many_as_the_config_says_of_
     for counts, names in (((1, 2, 0), {"Car", "Pedestrian"}), ((0, 1, 0), {"Pedestrian"}), ((0, 0, 1), set())):
         cfg, wanted = tiny_config(**{**STILL, "flip": True}, paste=counts), dict(zip(("Car", "Pedestrian", "Cyclist"), counts))
         for epoch in range(4):
-            rng, got = np.random.default_rng((0, epoch, 0)), TrainingFrames([frame], cfg, database)[epoch, 0]
+            rng, got = np.random.default_rng((0, epoch, 0)), TrainingFrames([frame], cfg, database)[epoch, 0, 0]
             assert equal(got, flip_y(paste(frame, rng, database, wanted), rng)) and set(got.names) == names
-            assert TrainingFrames([frame], cfg, None)[epoch, 0].names == ()
+            assert TrainingFrames([frame], cfg, None)[epoch, 0, 0].names == ()
 
 
 @pytest.mark.parametrize("cap", [{}, {"max_voxels": 50}, {"max_points": 3}], ids=["none", "voxels", "points"])
 def test_under_a_cap_points_are_shuffled_last_so_that_it_cuts_what_was_pasted_no_more_than_the_rest(database, cap):
     frame = replace(tiny_frame(9), boxes=np.zeros((0, 7), np.float32), names=())
-    got = TrainingFrames([frame], tiny_config(**STILL, paste=(1, 1, 0), **cap), database)[3, 0]
+    got = TrainingFrames([frame], tiny_config(**STILL, paste=(1, 1, 0), **cap), database)[3, 0, 0]
     rng = np.random.default_rng((0, 3, 0))
     expected = scale(paste(frame, rng, database, {"Car": 1, "Pedestrian": 1}), rng, 1, 1)
     assert len(expected.points) > len(frame.points)

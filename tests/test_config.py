@@ -13,6 +13,7 @@ import config
 import presets
 from cli import ArgumentParser, InputError
 from config import Config, add_options, from_json, override, to_json
+from detector import build
 from presets import preset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -123,6 +124,20 @@ def test_wrong_words_get_one_line(words, hint):
     with pytest.raises(InputError, match=hint) as error:
         parse(*words)
     assert "\n" not in str(error.value)
+
+
+def test_some_of_a_preset_s_classes_keep_their_anchors_counts_and_tasks():
+    cfg = preset("second")
+    car = override(cfg, {"classes": ("Car",)})
+    assert car.anchors == cfg.anchors[:1] and car.paste == cfg.paste[:1] and car.tasks == cfg.tasks == ((),)
+    other = override(cfg, {"classes": ("Cyclist", "Car"), "paste": (1, 2)})
+    assert other.anchors == (cfg.anchors[2], cfg.anchors[0]) and other.paste == (1, 2)
+    nuscenes = preset("cp-voxel-cpu", "nuscenes")
+    few = override(nuscenes, {"classes": ("truck", "bus", "trailer")})
+    assert few.tasks == (("truck",), ("bus", "trailer")) and few.paste == tuple(
+        nuscenes.paste[nuscenes.classes.index(name)] for name in few.classes)  # fmt: skip
+    for small in (override(preset("second-cpu"), {"classes": ("Car",)}), few):
+        assert build(small).head.cfg.classes == small.classes
 
 
 @pytest.mark.parametrize(("changes", "hint"), [

@@ -139,8 +139,8 @@ def seen_by_rdd(cfg, student, teacher, distil, frames):
     for frame in frames:
         batch = collate([frame], cfg)
         with torch.no_grad():
-            _, seen = distil(student(student.prepare(batch)), teacher(teacher.prepare(batch)))
-        rows += list(zip(seen["side"].tolist(), seen["d"].tolist(), seen["m"].tolist(), strict=True))
+            pairs = distil.compare(student(student.prepare(batch)), teacher(teacher.prepare(batch)))
+        rows += list(zip(pairs.side.tolist(), pairs.d.tolist(), pairs.m.tolist(), strict=True))
     return sorted(rows)
 
 

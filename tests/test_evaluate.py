@@ -181,7 +181,7 @@ def test_a_nuscenes_checkpoint_exports_what_it_is_scored_by(small, tmp_path, mon
     monkeypatch.setattr("data.nuscenes.NuScenes.names", lambda *_: ())  # as of the test split: the file is what is wanted
     monkeypatch.setattr(sys, "argv", ["evaluate.py", saved(tmp_path, cfg), "--export", str(tmp_path / "test")])
     evaluate.main()
-    assert "results.json: written; these frames have no labels to score it by" in capsys.readouterr().out
+    assert ": result files written; these frames have no labels to score them by" in capsys.readouterr().out
     assert (tmp_path / "test" / "results.json").read_text() == (out / "results.json").read_text()
 
 
@@ -193,6 +193,23 @@ def test_a_checkpoint_is_scored_on_the_split_asked_for(root, asked, tmp_path, mo
     assert asked == [(cfg, ids, 4)]
     assert f"on {len(ids)} frames of {root} (split {options[-1] if options else 'val'})" in capsys.readouterr().out
     assert not list(tmp_path.glob("*.json"))
+
+
+def test_of_kittis_test_split_the_files_are_written_and_nothing_is_scored(root, tmp_path, monkeypatch, capsys):  # noqa: F811
+    (root / "training").rename(root / "testing")
+    (root / "ImageSets" / "test.txt").write_text("000002\n")
+    box = np.array([[15.0, 0.0, -1.0, 4.0, 1.8, 1.5, 0.0]], np.float32)
+    monkeypatch.setattr(evaluate, "detect", lambda _, data, *__: {id: (box, np.array([0.9]), ("Car",)) for id in data.ids})
+    cfg, out = tiny_config(data="kitti", root=str(root), fov_only=False), tmp_path / "out"
+    words = ["evaluate.py", saved(tmp_path, cfg), "--split", "test"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(InputError, match="--split test: KITTI's has no labels to score by; expected --export DIR"):
+        evaluate.main()
+    monkeypatch.setattr(sys, "argv", [*words, "--export", str(out)])
+    evaluate.main()
+    assert [path.name for path in out.iterdir()] == ["000002.txt"] and (out / "000002.txt").read_text().startswith("Car ")
+    said = capsys.readouterr().out
+    assert "result files written; these frames have no labels" in said and "AP_R40" not in said
 
 
 # ---- what it refuses

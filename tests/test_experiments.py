@@ -16,9 +16,10 @@ import experiments
 from cli import InputError
 from config import Config, override, to_json
 from evaluate import headline, resampled
-from experiments import check_same_runs, claim, jobs, read_records, record_name, run_suite
+from experiments import check_same_runs, claim, jobs, read_records, run_suite
 from fair import equal_epochs, longer_variant
 from presets import PRESETS
+from rows import record_name
 from suites import BEYOND, METHODS, SCENES, SUITES, TUNED, TUNING, Suite
 from tests.scenes import tiny_config
 from tests.test_train import root  # noqa: F401 (a fixture)
@@ -105,7 +106,7 @@ def test_committed_records_are_runs_that_the_suite_still_means(name):
     suite = SUITES[name]
     folder = Path(__file__).parent.parent / "results" / (suite.folder or name)
     records = read_records(folder)
-    every = jobs(suite, "", list(suite.variants), None, records)
+    every = jobs(suite, "", list(suite.variants), 9, records)
     check_same_runs(every, records, folder)
     known = {job.name for other in SUITES for job in jobs(SUITES[other], "", list(SUITES[other].variants), 9, records)
              if (SUITES[other].folder or other) == folder.name}  # fmt: skip
@@ -143,6 +144,11 @@ def test_a_variant_at_the_default_s_share_comes_with_the_records_that_say_what_s
     (new,) = set(after) - set(before)
     assert new == "small-mean-equal-share-seed0" and after[new].variant == "mean, equal share" and after[new].needs == "big-seed0"
     assert after[new].cfg == replace(before["small-mean-seed0"].cfg, alpha1=0.2, alpha2=5.0), "half of .4, 25 times .2"
+    ran = {"variant": "mean, equal share", "seed": 3, "config": to_json(after[new].cfg)}
+    lower = {"variant": "mean", "seed": 0, "shares": {"feat": 0.1, "logit": 0.1}}
+    every = {**records, "small-mean-equal-share-seed3": ran, "small-mean-seed0": lower}
+    again = {job.name: job for job in jobs(suite, "", names, None, every)}[new]
+    assert again.cfg == after[new].cfg, "a row keeps its alphas, whatever is measured later"
 
 
 def test_a_suite_runs_to_its_end_once_and_goes_on_after_a_kill(suite, root, tmp_path, monkeypatch):  # noqa: F811
@@ -420,5 +426,5 @@ def test_pictures_ask_teacher_and_student_each_on_its_own_grid(suite, root, tmp_
     for frame in open_data(student.cfg, "val"):
         batch = collate([frame], student.cfg)
         with torch.no_grad():
-            found.append(distil(student(student.prepare(batch)), teacher(teacher.prepare(batch)))[1])
-    assert len(drawn["d"]) and any(np.array_equal(seen["d"], drawn["d"]) for seen in found)
+            found.append(distil.compare(student(student.prepare(batch)), teacher(teacher.prepare(batch))).d)
+    assert len(drawn["d"]) and any(np.array_equal(d, drawn["d"]) for d in found)

@@ -35,7 +35,7 @@ def test_price_is_what_the_loop_spends_more_and_of_it_the_teacher(suite, root, t
         method[0], turn[0] = cfg.method, stop_after // 2 - 1
         return train(cfg, folder, teacher, workers, stop_after, data)
 
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr("runs.time.perf_counter", lambda: now[0])
     monkeypatch.setattr(loop, "check_finite", lambda *args: takes(
         {"none": 1.0, "rdd": 1.5 * disturbed.get(turn[0], 1)}[method[0]]))  # fmt: skip
     monkeypatch.setattr(loop, "train", noted)
@@ -53,8 +53,8 @@ def test_shares_are_medians_over_the_run():
     pulls = ((2.0, 1.0, 0.0), (1.0, 0.1, 0.2), (4.0, 1.0, 0.4))
     lines = [{"loss": 3.0}, *(dict(zip(("pull_detection", "pull_feat", "pull_logit"), pull, strict=True)) for pull in pulls)]
     assert shares(lines) == {"feat": 0.25, "logit": 0.1} and shares([{"loss": 1.0}]) == {}
-    overflowed = [{"pull_detection": float("inf"), "pull_feat": 1.0, "pull_logit": 1.0},
-                  {"pull_detection": 1.0, "pull_feat": float("nan"), "pull_logit": 1.0}]  # fmt: skip
+    overflowed = [{"pull_detection": None, "pull_feat": 1.0, "pull_logit": 1.0},
+                  {"pull_detection": 1.0, "pull_feat": None, "pull_logit": 1.0}]  # fmt: skip
     assert shares(overflowed + lines) == shares(lines) and shares(overflowed) == {}
 
 

@@ -32,7 +32,7 @@ def maps_of(head: CenterHead, target: dict[str, Tensor]) -> list[dict[str, Tenso
     maps = {"heatmap": torch.full_like(target["heatmap"], -9.0)}
     maps["heatmap"][target["heatmap"] == 1] = 9.0
     start = 0
-    for name, n in head.code.items():
+    for name, n in head.box_maps.items():
         maps[name] = torch.zeros(len(target["heatmap"]), n, *target["heatmap"].shape[2:])
         maps[name][b, :, i, j] = target["code"][:, start : start + n]
         start += n
@@ -181,7 +181,7 @@ def test_an_unknown_velocity_teaches_nothing_and_leaves_the_loss_finite(moving_h
 
     target = moving_head.targets(0, [MOVING], [LABELS], SHAPE)
     _, i, j = target["cell"].unbind(1)
-    said = torch.cat([maps[0][name] for name in moving_head.code], dim=1)[0, :, i, j].T
+    said = torch.cat([maps[0][name] for name in moving_head.box_maps], dim=1)[0, :, i, j].T
     distance = (said - target["code"]).abs()
     for k in unknown:
         distance[1, k + 1] = 0
@@ -189,7 +189,7 @@ def test_an_unknown_velocity_teaches_nothing_and_leaves_the_loss_finite(moving_h
     taught = maps[0]["vel"].grad[0, :, i, j].T != 0  # (3 objects, vx and vy)
     assert taught.tolist() == [[True, True], [7 not in unknown, 8 not in unknown], [True, True]]
     assert (maps[0]["center_z"].grad[0, :, i, j] != 0).all()
-    assert all(maps[0][name].grad.isfinite().all() for name in moving_head.code)
+    assert all(maps[0][name].grad.isfinite().all() for name in moving_head.box_maps)
 
 
 def test_velocities_that_are_all_unknown_give_a_finite_step(moving_head):
@@ -251,7 +251,7 @@ def test_a_hot_cell_beside_an_object_s_is_removed_by_rotated_nms_whatever_its_cl
     boxes = BOXES.clone()
     boxes[0, 6] = 0.0
     maps = maps_of(head, head.targets(0, [boxes], [LABELS], SHAPE))
-    for name in head.code:
+    for name in head.box_maps:
         maps[0][name][0, :, 3, 3] = maps[0][name][0, :, 3, 2]
     maps[0]["heatmap"][0, kind, 3, 3] = 5.0
     assert head.decode(maps)[0].labels.sort().values.tolist() == [0, 1, 2]
@@ -269,7 +269,7 @@ def test_at_most_so_many_detections_are_kept_after_nms_and_so_many_cells_decoded
     """The best ones: of the three objects the car is the least sure; a second hot cell of the surest is no detection."""
     maps = maps_of(head, head.targets(0, [BOXES], [LABELS], SHAPE))
     maps[0]["heatmap"][0, 0, 3, 2], maps[0]["heatmap"][0, 1, 10, 6] = 7.0, 8.0
-    for name in head.code:
+    for name in head.box_maps:
         maps[0][name][0, :, 11, 2] = maps[0][name][0, :, 11, 1]
     maps[0]["heatmap"][0, 2, 11, 2] = 8.5
     for limit, labels in ((500, [2, 1, 0]), (2, [2, 1]), (1, [2])):
@@ -368,7 +368,7 @@ def test_the_limit_is_a_scan_s_over_all_its_tasks():
     cfg = tiny_config(tasks=(("Car",), ("Pedestrian", "Cyclist")))
     head, maps = CenterHead(cfg, 16, G), []
     for classes in (1, 2):
-        task = {name: torch.zeros(2, n, 12, 8) for name, n in head.code.items()}
+        task = {name: torch.zeros(2, n, 12, 8) for name, n in head.box_maps.items()}
         maps.append(task | {"heatmap": torch.full((2, classes, 12, 8), -9.0)})
         for k in range(3):  # peaks 1, 3, 5 of the first task, 2, 4, 6 of the second, the same in both scans
             maps[-1]["heatmap"][:, 0, 3 * k + 1, 2 * k + 1] = 2.0 * k + classes

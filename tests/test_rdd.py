@@ -1,6 +1,8 @@
 """RDD against plain loops, closed forms, and the wrong readings that would pass unnoticed."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -236,15 +238,15 @@ def test_a_difference_in_one_place_is_selected_there(normalise, select):
     neck_s[:, :3, 16:22, 26:34] = torch.rand(1, 3, 6, 8) * 6  # around cell (19, 30)
     places = boxes_in_cells((4, 5), (4, 30), (19, 30), (19, 6))
     distil = identity_rdd(normalise=normalise, select=select, fraction=0.25, lam=1e-3)
-    _, seen = distil(output(neck_s, places[:2]), output(neck_t, places[2:]))
-    assert seen["regions"].shape == (4, 5) and seen["side"].tolist() == [0, 0, 1, 1]
-    assert seen["m"].tolist() == [1, 0, 0, 0]  # the teacher's first proposal is the third place
+    pairs = distil.compare(output(neck_s, places[:2]), output(neck_t, places[2:]))
+    assert pairs.regions.shape == (4, 5) and pairs.side.tolist() == [0, 0, 1, 1]
+    assert pairs.m.tolist() == [1, 0, 0, 0]  # the teacher's first proposal is the third place
 
 
 def test_regions_come_from_both_models():
     neck = torch.rand(1, 6, 12, 20)
-    _, seen = identity_rdd()(output(neck, boxes_in_cells((3, 4))), output(neck, boxes_in_cells((8, 9), (5, 5))))
-    assert (seen["side"] == 0).sum() == 2 and (seen["side"] == 1).sum() == 1
+    pairs = identity_rdd().compare(output(neck, boxes_in_cells((3, 4))), output(neck, boxes_in_cells((8, 9), (5, 5))))
+    assert (pairs.side == 0).sum() == 2 and (pairs.side == 1).sum() == 1
 
 
 def test_both_models_are_asked_for_the_proposals_that_the_options_say():
@@ -268,8 +270,8 @@ def test_regions_of_labels_are_the_gaussian_areas_of_their_objects():
         assert abs((x0 + x1) / 2 - float(box[0])) <= 0.25 and abs((y0 + y1) / 2 - float(box[1])) <= 0.25
     necks = torch.randn(2, 6, 32, 40, generator=torch.Generator().manual_seed(0)).unbind()
     out_s, out_t = (output(neck[None].repeat(2, 1, 1, 1), boxes_in_cells((1, 1)), geometry=g) for neck in necks)
-    _, seen = identity_rdd(regions="labels", select="all")(out_s, out_t, batch)
-    assert seen["regions"].equal(regions), "whatever the heads propose"
+    pairs = identity_rdd(regions="labels", select="all").compare(out_s, out_t, batch)
+    assert pairs.regions.equal(regions), "whatever the heads propose"
     batch.boxes = [torch.zeros(0, 7)] * 2
     terms, _ = identity_rdd(regions="labels")(out_s, out_t, batch)
     assert all(float(term) == 0 for term in terms.values())
@@ -291,13 +293,13 @@ def test_the_norm_in_psi_sees_the_whole_map_or_the_crops_alone(order):
 
     neck_s, neck_t = torch.randn(2, 1, 6, 8, 8, generator=torch.Generator().manual_seed(4)).unbind()
     distil = rdd.RDD(replace(preset("cp-voxel-xxs-cpu"), psi_order=order, psi_norm=True, roi_size=5, select="all"), 6, 6).train()
-    _, seen = distil(output(neck_s, boxes_in_cells((3, 3))), output(neck_t, boxes_in_cells((3, 3))))
+    pairs = distil.compare(output(neck_s, boxes_in_cells((3, 3))), output(neck_t, boxes_in_cells((3, 3))))
     here = (..., slice(1, 6), slice(1, 6))  # 5 x 5 bins on 5 x 5 cells: their centres
     x = torch.einsum("bcij,dc->bdij", neck_s, distil.psi[0].weight[:, :, 0, 0])
     rows = (x if order == "map-first" else x[here]).transpose(0, 1).flatten(1)  # what the norm's statistics are of
     mean, std = (statistic[:, None, None] for statistic in (rows.mean(dim=1), (rows.var(dim=1, unbiased=False) + 1e-5).sqrt()))
     expected = (((x - mean) / std).clamp(min=0) - neck_t)[here].flatten(1).norm(dim=1)
-    assert torch.allclose(seen["d"], expected.repeat(2), atol=1e-4)
+    assert torch.allclose(pairs.d, expected.repeat(2), atol=1e-4)
 
 
 @pytest.mark.parametrize("order", ["map-first", "psi-first", "normalise-first"])
@@ -335,9 +337,9 @@ def test_the_selection_is_constant_for_training():
     out_s, out_t = (output(n, boxes_in_cells((5, 8))) for n in (neck, torch.randn(1, 6, 12, 20)))
     for lam in (1e-3, 1e3):  # every m* is 1, and every one d / lam
         distil = identity_rdd(select="soft", lam=lam)
-        terms, seen = distil(out_s, out_t)
-        pairs = rdd.disparity(*distil.crop(out_s, seen["regions"], out_t))
-        expected = torch.autograd.grad(distil.cfg.alpha1 * (pairs * (pairs.detach() / lam).clamp(max=1)).mean(), neck)
+        terms, _ = distil(out_s, out_t)
+        d = rdd.disparity(*distil.crop(out_s, distil.compare(out_s, out_t).regions, out_t))
+        expected = torch.autograd.grad(distil.cfg.alpha1 * (d * (d.detach() / lam).clamp(max=1)).mean(), neck)
         torch.testing.assert_close(torch.autograd.grad(terms["feat"], neck), expected)
 
 
@@ -347,12 +349,12 @@ def test_normalise_first_is_psi_of_a_normalised_region_beside_the_teacher_s():
     neck_s, neck_t = torch.randn(2, 1, 6, 8, 8, generator=torch.Generator().manual_seed(5)).unbind()
     changes = {"psi_order": "normalise-first", "normalise": "softmax", "tau": 2.0, "roi_size": 5, "select": "all"}
     distil = rdd.RDD(replace(preset("cp-voxel-xxs-cpu"), **changes), 6, 6).train()
-    _, seen = distil(output(neck_s, boxes_in_cells((3, 3))), output(neck_t, boxes_in_cells((3, 3))))
+    pairs = distil.compare(output(neck_s, boxes_in_cells((3, 3))), output(neck_t, boxes_in_cells((3, 3))))
     here = (slice(0, 1), slice(None), slice(1, 6), slice(1, 6))  # 5 x 5 bins on 5 x 5 cells: their centres
     soft_s, soft_t = ((neck[here] / 2).exp() / (neck[here] / 2).exp().sum(dim=1, keepdim=True) for neck in (neck_s, neck_t))
     weight, bias = distil.psi.state_dict().values()
     ours = (torch.einsum("bcij,dc->bdij", soft_s, weight[:, :, 0, 0]) + bias[:, None, None]).clamp(min=0)
-    assert torch.allclose(seen["d"], (ours - soft_t).flatten(1).norm(dim=1).repeat(2), atol=1e-5)
+    assert torch.allclose(pairs.d, (ours - soft_t).flatten(1).norm(dim=1).repeat(2), atol=1e-5)
 
 
 def test_p_cls_at_the_peak_is_that_of_the_centre_cell_and_else_of_the_area():
@@ -388,7 +390,7 @@ def test_no_or_one_proposal(counts, select):
     total = rdd.total_loss(terms, {})
     assert total.isfinite() and (n + k > 0 or float(total.detach()) == 0)
     total.backward()
-    rdd.summary(seen)
+    assert float(seen["pairs_t"]) == k and float(seen["pairs_s"]) == n and ("d_50" in seen) == (n + k > 0)
 
 
 def test_regions_over_the_border_have_finite_losses():
@@ -411,7 +413,7 @@ def test_gradients_reach_student_and_psi_and_never_the_teacher():
         optimizer.zero_grad()
         rdd.total_loss(terms, {}).backward()
         optimizer.step()
-    assert len(seen["d"]) > 0
+    assert float(seen["pairs_t"] + seen["pairs_s"]) > 0
     for name, p in [*student.encoder.named_parameters(), *distil.named_parameters()]:
         assert p.grad is not None and p.grad.abs().sum() > 0, name
     assert all(p.grad is None for p in teacher.parameters())
@@ -450,6 +452,22 @@ def test_empty_scan_in_a_batch_is_distilled_as_nothing():
     assert all(t.isfinite() for t in terms.values())
 
 
+def test_the_lines_of_the_readme_are_rdd_with_the_default_settings():
+    page = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(def rdd\(.*?)```", page, re.DOTALL)
+    lines: dict = {"torch": torch, "roi_align": rdd.roi_align}
+    exec(code, lines)  # noqa: S102 (our own page)
+    torch.manual_seed(4)
+    regions = torch.cat([boxes_in_cells((3, 4), (8, 9), (5, 5)), boxes_in_cells((9, 2), scan=1)])
+    out_s = output(torch.randn(2, 6, 12, 20), regions, torch.randn(2, 3, 12, 20))
+    out_t = output(torch.randn(2, 8, 12, 20), regions[[0, 1, 3]] + 0.3, torch.randn(2, 3, 12, 20))
+    out_t.head.regions[:, 0] = regions[[0, 1, 3], 0]
+    distil = rdd.RDD(preset("cp-voxel-xxs-cpu"), 6, 8)
+    terms, seen = distil(out_s, out_t)
+    assert out_s.head.asked == out_t.head.asked == (0.1, 50) and float(seen["selected"]) == pytest.approx(4 / 7)
+    torch.testing.assert_close(torch.stack(lines["rdd"](out_s, out_t, distil.psi)), torch.stack([terms["feat"], terms["logit"]]))
+
+
 # ---------------------------------------------------------------- the four detectors and the paper's ten students
 
 STUDENTS = {
@@ -485,7 +503,7 @@ def test_each_of_the_paper_s_students_trains_a_step_decodes_and_distils(student)
     out_s = model(model.prepare(batch))
     detection = model.loss(out_s, batch)
     terms, seen = distil(out_s, out_t)
-    assert len(seen["regions"]) and (seen["side"] == 0).any() and all(float(t.detach()) > 0 for t in terms.values())
+    assert float(seen["pairs_t"]) > 0 and all(float(t.detach()) > 0 for t in terms.values())
     rdd.total_loss(detection, terms).backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in parameters)
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in distil.parameters())
@@ -547,8 +565,8 @@ def test_each_neck_is_cut_on_its_own_grid():
     coarse = Geometry(x0=-3.0, y0=0.0, cell_x=1.0, cell_y=1.6)
     regions = boxes_in_cells((5, 8), (6, 11))
     out_s, out_t = output(ramp(GEOMETRY, 12, 20), regions), output(ramp(coarse, 8, 14), regions, geometry=coarse)
-    _, seen = identity_rdd(select="all")(out_s, out_t)
-    torch.testing.assert_close(seen["d"], torch.zeros(4), atol=1e-3, rtol=0)
+    pairs = identity_rdd(select="all").compare(out_s, out_t)
+    torch.testing.assert_close(pairs.d, torch.zeros(4), atol=1e-3, rtol=0)
 
 
 def test_selection_against_plain_loops():
@@ -568,10 +586,11 @@ def test_selection_against_plain_loops():
 
 
 def test_summary_and_gradient_norms_in_numbers():
-    seen = {"side": torch.tensor([0] * 7 + [1] * 14), "d": torch.linspace(0, 1, 21), "m": (torch.arange(21) < 6).float()}
+    side, d, m = torch.tensor([0] * 7 + [1] * 14), torch.linspace(0, 1, 21), (torch.arange(21) < 6).float()
     expected = {"pairs_t": 7, "pairs_s": 14, "selected": 6 / 21}
     expected |= {"d_05": 0.05, "d_25": 0.25, "d_50": 0.5, "d_75": 0.75, "d_95": 0.95}
-    assert rdd.summary(seen) == pytest.approx(expected)
+    got = rdd.summary(rdd.RegionPairs(torch.zeros(21, 5), side, d, m))
+    assert {name: float(value) for name, value in got.items()} == pytest.approx(expected)
     neck = torch.ones(3, requires_grad=True)
     terms = {"three": (neck * 3).sum(), "none": torch.ones(1, requires_grad=True).sum()}
     for scale in (1.0, 1024.0):

@@ -40,7 +40,10 @@ def test_a_method_without_a_label_has_its_own_name(monkeypatch):
 
 @pytest.mark.parametrize("damage, said", [
     (lambda record: record.pop("teacher"), "found one without teacher"),
-    (lambda record: [record.pop("macs"), record.pop("seed")], "found one without seed, macs"),
+    (lambda record: [record.pop("macs"), record.pop("steps")], "found one without steps, macs"),
+    (lambda record: record.pop("config"), "found KeyError.'config'"),
+    (lambda record: record.update(seed=1), "of that name, found that of small-none-seed1"),
+    (lambda record: record.update(variant="rdd, equal share"), "found that of small-rdd-equal-share-seed0"),
     (lambda record: record["scores"].clear(), "its scores are none .IndexError"),
     (lambda record: record["scores"][-1].pop("moderate_map_3d"), "with moderate_map_3d, found moderate_map_bev"),
     (lambda record: record["resampled"].clear(), "with moderate_map_3d and moderate_map_bev, found"),
@@ -53,3 +56,15 @@ def test_a_record_that_no_table_can_be_made_of_is_named(write, damage, said):
     with pytest.raises(InputError, match=rf"small-none-seed0\.json: expected the record of a run.*{said}") as error:
         rows.rows_of("trial", path.parent)
     assert "\n" not in str(error.value)
+
+
+def test_a_student_of_another_teacher_is_named(write):
+    write("small", "none", 0, 10.0, teacher_weights=None)
+    write("small", "rdd", 0, 12.0, teacher_weights="a")
+    folder = write("big", "teacher", 0, 20.0)
+    rows.rows_of("trial", folder)  # older records do not say which weights
+    write("big", "teacher", 0, 20.0, weights="a")
+    rows.rows_of("trial", folder)
+    write("big", "teacher", 0, 20.0, weights="b")
+    with pytest.raises(InputError, match=r"small-rdd-seed0\.json: this student had another teacher than .* of seed 0"):
+        rows.rows_of("trial", folder)

@@ -1,5 +1,6 @@
 """Run folders: which options make two runs different ones. (Resuming and refusing: test_train.py.)"""
 
+import json
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -49,3 +50,14 @@ def test_a_run_goes_on_with_its_loss_scale(tmp_path):
         run.save(1)
         scales.append(scaler.get_scale())
     assert scales == [8.0, 8.0]
+
+
+def test_a_number_that_is_not_finite_is_null_in_the_log(tmp_path):
+    student = build(tiny_config())
+    optimizer = torch.optim.AdamW(student.parameters())
+    run = RunFolder(tmp_path / "run", student.cfg, student, None, optimizer, torch.amp.GradScaler("cpu"))
+    run.restore()
+    run.log("train", {"step": 1, "loss": 2.5, "grad_norm": float("inf"), "pull_feat": float("nan")})
+    (line,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    found = json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert found == {"kind": "train", "step": 1, "loss": 2.5, "grad_norm": None, "pull_feat": None, "seconds": 0.0}

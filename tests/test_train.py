@@ -21,7 +21,7 @@ from data import batch as batch_module
 from data.kitti import objects_from_boxes, read_calibration, write_objects
 from detector import build
 from evaluate import detect, evaluate_detector, headline
-from presets import preset
+from presets import READINGS, preset
 from runs import RunFolder
 from tests.scenes import tiny_config, tiny_frames
 from train import check_finite, one_cycle, start_distilling, train
@@ -388,6 +388,17 @@ def test_a_reading_is_of_the_student(reading, expected):
     assert (teacher["method"], student["method"]) == ("none", "rdd")
 
 
+def test_a_checkpoint_keeps_its_reading_unless_another_is_given(root, tmp_path):
+    printed = config(root, **{**READINGS["printed"], "method": "rdd"})
+    train(printed, tmp_path / "run", train_module_teacher(printed), stop_after=1)
+    cases = {(): READINGS["printed"], ("--reading", "default"): READINGS["default"],
+             ("--reading", "paper-weights"): READINGS["paper-weights"],
+             ("--reading", "default", "--alpha1", "3.0"): {**READINGS["default"], "alpha1": 3.0}}  # fmt: skip
+    for words, expected in cases.items():
+        _, student = options_of("--teacher", "--student", str(tmp_path / "run" / "last.pt"), *words)
+        assert {name: student[name] for name in expected} == {name: str(value) for name, value in expected.items()}, words
+
+
 def test_options_of_the_model_are_the_student_s_and_a_teacher_may_have_its_own_epochs():
     words = ("--teacher", "second-cpu", "--student", "second-cpu", "--width", "0.5", "--lr", "0.002", "--epochs", "9")
     teacher, student = options_of(*words, "--teacher-epochs", "3")
@@ -429,7 +440,7 @@ def test_the_optimiser_is_told_what_the_options_and_the_schedule_say(root, tmp_p
 
 def test_seconds_leave_out_the_evaluations(root, tmp_path, monkeypatch):
     now, real = [0.0], RunFolder.evaluate
-    monkeypatch.setattr(train_module.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr("runs.time.perf_counter", lambda: now[0])
     monkeypatch.setattr(train_module, "check_finite", lambda *args: now.__setitem__(0, now[0] + 1))
 
     def slow(self, *args):
