@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from cli import InputError, did_you_mean
-from values import check_values, parse_as
+from values import check_values, of_classes, parse_as
 
 
 def opt(default: Any, help: str, group: str = "", choices: tuple[str, ...] = ()) -> Any:  # noqa: A002 (argparse's word)
@@ -157,21 +157,11 @@ def add_options(parser: argparse.ArgumentParser, groups: Iterable[str] = GROUPS,
 
 def override(cfg: Config, changes: dict[str, Any]) -> Config:
     """`cfg` with some fields replaced. Raises InputError for a value that makes no sense (`values.check_values`)."""
-    cfg = replace(cfg, **{**_of_classes(cfg, changes.get("classes", cfg.classes)), **changes})
+    cfg = replace(cfg, **{**of_classes(cfg, changes.get("classes", cfg.classes)), **changes})
     for name, n in (("width", 3), ("paste", len(cfg.classes))):  # --width 0.5, --paste 0: the same everywhere
         cfg = replace(cfg, **{name: getattr(cfg, name) * (n if len(getattr(cfg, name)) == 1 else 1)})
     check_values(cfg)
     return cfg
-
-
-def _of_classes(cfg: Config, classes: tuple[str, ...]) -> dict[str, Any]:
-    """Some of a config's classes: what stays of the fields that say something of each (--classes Car)."""
-    if classes == cfg.classes or not set(classes) <= set(cfg.classes):
-        return {}
-    rows = [cfg.classes.index(name) for name in classes]
-    tasks = (tuple(name for name in task if name in classes) for task in cfg.tasks)
-    return {**{name: tuple(getattr(cfg, name)[row] for row in rows) for name in ("anchors", "paste")
-               if len(getattr(cfg, name)) == len(cfg.classes)}, "tasks": tuple(filter(None, tasks)) or ((),)}  # fmt: skip
 
 
 def to_json(cfg: Config) -> dict[str, Any]:

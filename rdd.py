@@ -273,10 +273,7 @@ class RDD(nn.Module):
         return terms, summary(pairs)
 
     def compare(self, out_s: Output, out_t: Output, batch: Batch | None = None) -> RegionPairs:
-        """Eq. 2 to 6: where the two are compared, how far they disagree there, and which pairs are kept.
-
-        Only d carries a gradient. No label is read, unless `regions` is "labels".
-        """
+        """Eq. 2 to 6: where the two are compared, how far they disagree, and which pairs are kept. Only d has a gradient."""
         cfg = self.cfg
         if cfg.regions == "labels":
             regions, side = labelled_regions(batch, out_t.geometry, out_t.neck.shape[2:])
@@ -290,8 +287,7 @@ class RDD(nn.Module):
         return RegionPairs(regions, side, d, m)
 
     def crop(self, out_s: Output, regions: Tensor, out_t: Output) -> tuple[Tensor, Tensor]:
-        """The pairs (Rhat^S through psi, Rhat^T), each (R, C_t, S, S), in float32: `roi_align` would round positions, too, to the
-        halves that psi may compute in."""
+        """The pairs (Rhat^S through psi, Rhat^T), (R, C_t, S, S); float32, or `roi_align` would round positions as psi does."""
         cfg, neck_s = self.cfg, out_s.neck.float()
         how = (cfg.normalise, cfg.softmax_axis, cfg.tau)
         region_t = normalise(roi_align(out_t.neck.float(), regions, out_t.geometry, cfg.roi_size), *how)

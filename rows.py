@@ -14,7 +14,7 @@ from suites import ALONE, METHODS, SUITES, TEACHER, Suite
 
 NEEDED = ("teacher", "student", "variant", "seed", "epochs", "steps", "parameters", "macs", "scores", "last", "resampled")
 LABELS = {"hinton": "Hinton KD", "hint": "Hint", "mimic": "Mimic", "fg": "FG", "gid-f": "GID-F", "gid-l": "GID-L", "lad": "LAD",
-          "pp-logit": "PP-Logit", "point-distiller": "PointDistiller", "rdd": "RDD", "rdd-printed": "RDD as printed",
+          "pp-logit": "PP-Logit", "point-distiller": "PointDistiller", "rdd": "RDD (default)", "rdd-printed": "RDD as printed",
           "rdd-paper-weights": "RDD, the paper's psi and alphas", "rdd-feat": "RDD, L_feat only",
           "rdd-logit": "RDD, L_logit only", "fade": "RDD, fading", "fg fade": "FG, fading"}  # fmt: skip
 # The paper's tables 3 and 4 (arXiv 2308.10308): nuScenes mAP / NDS, KITTI moderate mAP 3D (R40).

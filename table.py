@@ -6,7 +6,8 @@
     python table.py --compare sim-nuscenes cp-voxel-xxs-cpu fg rdd      how far one row is ahead of another, with its interval
 
 A table stands between `<!-- table NAME -->` and `<!-- end -->`. NAME a suite of experiments.py: the runs of results/NAME, with
-`-short` behind it the rows that somebody ran and what matters most, with `-classes` the AP of each class;
+`-short` behind it the rows that somebody ran and what matters most, with `-seeds` those of two seeds or more, with `-classes`
+the AP of each class;
 sheet: results/sheet.json, as `detector.py sheet --json` wrote it; bench, bench-goals: results/bench.json; readings: what the
 code tags UNSPECIFIED (the paper is silent, this is our choice) or DIFFERS (the paper, or its reference, does something else).
 """
@@ -32,18 +33,18 @@ DASH = "—"
 Model = list[dict[str, Any]]  # what a line of a table is about: a row of rows.py for each metric
 
 
-def suite_table(name: str, folder: Path, short: bool = False) -> str:
+def suite_table(name: str, folder: Path, short: int = 0) -> str:
     """A suite as a Markdown table: mean and standard deviation over seeds, every seed's first metric, and each class's mean.
 
     Of more than five classes `class_table` shows the means; else a row would not fit on a page. short: the first metric of
-    the rows that somebody ran, without sizes and classes, with prices, or shares where nobody measured one or where the suite
-    is about them.
+    the rows of at least so many seeds, without sizes and classes, with prices, or shares where nobody measured one or where
+    the suite is about them.
     """
     rows = rows_of(name, folder)
     metrics = len({row["metric"] for row in rows})
     models = [rows[k : k + metrics] for k in range(0, len(rows), metrics)]
     if short:
-        models = [model[:1] for model in models if model[0]["n"]]
+        models = [model[:1] for model in models if model[0]["n"] >= short]
     columns = columns_of(name, models, short)
     lines = [[head for head, _ in columns], ["---"] + ["--:"] * (len(columns) - 1)]
     tried = {model[0]["student"] for model in models if model[0]["n"] and model[0]["method"] != TEACHER}
@@ -57,7 +58,7 @@ def suite_table(name: str, folder: Path, short: bool = False) -> str:
     return _markdown(lines)
 
 
-def columns_of(name: str, models: list[Model], short: bool) -> list[tuple[str, Callable[[Model], str]]]:
+def columns_of(name: str, models: list[Model], short: int) -> list[tuple[str, Callable[[Model], str]]]:
     """The columns of a suite's table: what stands above each, and what it says of a model."""
     ran = [run for model in models for run in model[0]["runs"].values()]
     kinds = list(classes(ran[0])) if ran and len(classes(ran[0])) <= 5 and not short else []
@@ -278,7 +279,8 @@ def fill(text: str) -> str:
     tables = {"readings": readings_table, "sheet": sheet_table, "bench": bench_table, "bench-goals": goals_table}
     for name, suite in SUITES.items():
         folder = ROOT / "results" / (suite.folder or name)
-        tables |= {name: partial(suite_table, name, folder), f"{name}-short": partial(suite_table, name, folder, short=True),
+        tables |= {name: partial(suite_table, name, folder), f"{name}-short": partial(suite_table, name, folder, short=1),
+                   f"{name}-seeds": partial(suite_table, name, folder, short=2),
                    f"{name}-classes": partial(class_table, name, folder)}
 
     def table(match: re.Match) -> str:

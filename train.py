@@ -273,11 +273,15 @@ def main() -> None:
 
 def run_jobs(cfg_t: Config | None, checkpoint: Path | None, cfg_s: Config | None, args: dict[str, Any]) -> None:
     """Teacher (loaded, or trained first), its AP, then the student."""
+    import parallel
     from data.batch import open_data, prepare_data
     from evaluate import evaluate_detector, headline
-    from runs import check_same_run
+    from runs import check_same_run, machine
     from weights import load_detector
 
+    _, _, device = parallel.start()
+    if parallel.rank() == 0:  # a GPU that torch does not see, or a missing spconv, would otherwise go unnoticed
+        print(f"on {machine()}, {parallel.autocast_dtype((cfg_s or cfg_t).amp, device) or 'float32'}".replace("torch.", ""))
     base = prepare_data(cfg_s or cfg_t, args["workers"])
     if cfg_s is not None:
         cfg_s = replace(cfg_s, root=base.root)
@@ -295,9 +299,6 @@ def run_jobs(cfg_t: Config | None, checkpoint: Path | None, cfg_s: Config | None
         return
     if teacher is not None and not (folder / "last.pt").is_file():
         # A teacher that was loaded wrongly teaches nonsense, silently: look at its AP before a long run.
-        import parallel
-
-        _, _, device = parallel.start()
         score = headline(evaluate_detector(teacher.to(device), open_data(cfg_s, "val"), device, workers=args["workers"]))
         if parallel.rank() == 0:
             print("teacher: " + ", ".join(f"{k} {v:.2f}" for k, v in score.items()) + "  (if this is low, stop here)")

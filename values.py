@@ -72,6 +72,16 @@ def check_values(cfg: "Config") -> None:
     _agree(cfg)
 
 
+def of_classes(cfg: "Config", classes: tuple[str, ...]) -> dict[str, Any]:
+    """Some of a config's classes: what stays of the fields that say something of each (--classes Car)."""
+    if classes == cfg.classes or not set(classes) <= set(cfg.classes):
+        return {}
+    rows = [cfg.classes.index(name) for name in classes]
+    tasks = (tuple(name for name in task if name in classes) for task in cfg.tasks)
+    return {**{name: tuple(getattr(cfg, name)[row] for row in rows) for name in ("anchors", "paste")
+               if len(getattr(cfg, name)) == len(cfg.classes)}, "tasks": tuple(filter(None, tasks)) or ((),)}  # fmt: skip
+
+
 def _agree(cfg: "Config") -> None:
     """What concerns a field's length, or several fields."""
     if len(cfg.width) != 3:

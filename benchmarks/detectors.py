@@ -98,7 +98,8 @@ def rows(repeats: int) -> Iterator[Row]:
             call = partial(function, detector, batch)
             times = in_turns({"bfloat16": in_bfloat16(call), "float32": call}, repeats)
             ours, again = median(times["bfloat16"]), median(f / b for b, f in zip(*times.values(), strict=True))
-            yield Row("detectors", f"{what} in bfloat16, {case}", ours, "OpenPCDet in float32", theirs[what], theirs[what] / ours,
+            peer = "OpenPCDet in float32, ours in bfloat16"
+            yield Row("detectors", f"{what} in bfloat16, {case}", ours, peer, theirs[what], theirs[what] / ours,
                       2.5, note=f"theirs: measured on another day; {again:.2f} times our own float32, in turns")  # fmt: skip
         yield from dense_rows(detector, batch, case, repeats)
     torch.set_num_threads(threads_before)

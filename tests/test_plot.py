@@ -214,9 +214,9 @@ def test_no_region_and_one_region(tmp_path, n):
                                            (None, "expected runs of the suite sensitivity, found none")])  # fmt: skip
 def test_sweeps_of_another_suites_records_are_one_line(tmp_path, monkeypatch, metrics, said):
     if metrics:
-        record = dict.fromkeys(("teacher", "student", "variant", "seed", "epochs", "steps", "seconds", "parameters", "macs"), 1)
-        record |= {"scores": [metrics], "last": {"strict": {}}, "resampled": metrics}
-        (tmp_path / "a.json").write_text(json.dumps(record))
+        record = dict.fromkeys(("config", "teacher", "seed", "epochs", "steps", "seconds", "parameters", "macs"), 1)
+        record |= {"student": "s", "variant": "v", "scores": [metrics], "last": {"strict": {}}, "resampled": metrics}
+        (tmp_path / "s-v-seed1.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match=said) as error:
         run_main(monkeypatch, "sweeps", "--results", tmp_path, "--out", tmp_path / "x.png")
     assert "\n" not in str(error.value)

@@ -35,7 +35,8 @@ def test_a_method_without_a_label_has_its_own_name(monkeypatch):
     said = {name: rows.label_of({"student": "s", "method": name, "as_long_as": []}) for name in (
         "mine", "mine x10", "fg x10", "roi 3", "none, 7 epochs", "rdd, 12 epochs", "roi 3, equal share")}  # fmt: skip
     assert [text.removeprefix("`s` ") for text in said.values()] == [
-        "+ mine", "+ mine x10", "+ FG x10", "+ RDD: roi 3", "alone, 7 epochs", "+ RDD, 12 epochs", "+ RDD: roi 3, equal share"]
+        "+ mine", "+ mine x10", "+ FG x10", "+ RDD: roi 3", "alone, 7 epochs", "+ RDD (default), 12 epochs",
+        "+ RDD: roi 3, equal share"]  # fmt: skip
 
 
 @pytest.mark.parametrize("damage, said", [

@@ -25,7 +25,7 @@ def test_rows_are_means_over_seeds_all_seeds_are_shown_and_what_nobody_ran_is_a_
         write("small", "rdd", seed, ap + 5 + seed, price=1.55 if seed == 0 else None)
     write("big", "teacher", 0, 50.0)
     text = table.suite_table("trial", folder)
-    alone, rdd, hint = (cells(text, f"`small` {word}") for word in ("alone", "+ RDD", "+ Hint"))
+    alone, rdd, hint = (cells(text, f"`small` {word}") for word in ("alone", "+ RDD (default)", "+ Hint"))
     cost = [alone[column] for column in ("params", "GMACs", "of teacher", "steps", "price")]
     assert cost == ["1 k", "2.00", "0.25", "10", "1"] and rdd["price"] == "1.55"
     assert alone["mAP 3D"] == "15.0 ± 7.1" and alone["mAP BEV"] == "30.0 ± 14.1" and alone["mAP 3D of each"] == "10.0, 20.0"
@@ -61,7 +61,7 @@ def test_the_student_alone_in_equal_time_says_whose_time_it_had(write, monkeypat
     write("small", "hint", 0, 12.0, price=1.45)
     for seed in (0, 1):
         write("small", longer_variant(12), seed, 11.0 + seed)  # 8 * 1.5, to a quarter of 8
-    row = cells(table.suite_table("trial", folder), "`small` alone, 12 epochs: the time of RDD, Hint")
+    row = cells(table.suite_table("trial", folder), "`small` alone, 12 epochs: the time of RDD (default), Hint")
     assert row["mAP 3D of each"] == "11.0, 12.0"
     monkeypatch.setitem(SUITES, "trial", replace(SUITES["trial"], variants=SUITES["trial"].variants | {"fg": {}, "mimic": {}}))
     for method in ("fg", "mimic"):
@@ -81,10 +81,11 @@ def test_a_variant_at_equal_share_stands_under_its_own_and_shares_are_means(writ
     lines = {row.split("|")[1].strip(): cells(text, row.split("|")[1].strip()) for row in text.splitlines()[2:]}
     assert list(lines)[-2:] == ["`small` + Hint", "`small` + Hint, equal share"] and len(lines) == 5
     shares = {label: row["share of the gradient"] for label, row in lines.items()}
-    assert shares["`small` + RDD"] == "feat 0.500, logit 0.001" and shares["`small` + Hint, equal share"] == "hint 0.500"
+    assert shares["`small` + RDD (default)"] == "feat 0.500, logit 0.001"
+    assert shares["`small` + Hint, equal share"] == "hint 0.500"
     assert shares["`small` alone"] == "—" and lines["`small` + Hint"]["price"] == "1.50 (1.12)"
-    short = cells(table.suite_table("trial", folder, short=True), "`small` + RDD")
-    assert short["share of the gradient"] == shares["`small` + RDD"] and "price" not in short, "what the suite is about"
+    short = cells(table.suite_table("trial", folder, short=True), "`small` + RDD (default)")
+    assert short["share of the gradient"] == shares["`small` + RDD (default)"] and "price" not in short, "what the suite is about"
 
 
 def test_a_student_that_nobody_ran_is_one_line_of_dashes(write, monkeypatch):
@@ -92,7 +93,7 @@ def test_a_student_that_nobody_ran_is_one_line_of_dashes(write, monkeypatch):
     write("big", "teacher", 0, 50.0)
     text = table.suite_table("trial", write("small", "none", 0, 10.0))
     labels = [line.split("|")[1].strip() for line in text.splitlines()[2:]]
-    assert labels == ["`tiny`", "teacher `big`", "`small` alone", "`small` + RDD", "`small` + Hint"]
+    assert labels == ["`tiny`", "teacher `big`", "`small` alone", "`small` + RDD (default)", "`small` + Hint"]
     assert set(cells(text, "`tiny`").values()) == {"`tiny`", "—"}
 
 
@@ -100,14 +101,19 @@ def test_a_short_table_has_only_what_somebody_ran(write, monkeypatch):
     monkeypatch.setitem(SUITES, "trial", replace(SUITES["trial"], pairs=(("big", "tiny"), ("big", "small"))))
     for name, variant, ap in (("big", "teacher", 50.0), ("small", "none", 10.0), ("small", "rdd", 12.0)):
         folder = write(name, variant, 0, ap, price=1.5)
-    text, whole = (table.suite_table("trial", folder, short=short) for short in (True, False))
+    text, whole = (table.suite_table("trial", folder, short=short) for short in (1, 0))
     labels = [line.split("|")[1].strip() for line in text.splitlines()[2:]]
-    assert labels == ["teacher `big`", "`small` alone", "`small` + RDD"], "no tiny, no Hint"
-    short, long = (cells(t, "`small` + RDD") for t in (text, whole))
+    assert labels == ["teacher `big`", "`small` alone", "`small` + RDD (default)"], "no tiny, no Hint"
+    short, long = (cells(t, "`small` + RDD (default)") for t in (text, whole))
     assert list(short) == ["model", "MACs of teacher", "price", "mAP 3D", "vs. alone [95 %]", "seeds", "mAP 3D of each"]
     assert short["MACs of teacher"] == long["of teacher"] != "—"
     assert all(short[k] == long[k] for k in ("price", "mAP 3D", "seeds", "mAP 3D of each"))
     assert "+2.0" in short["vs. alone [95 %]"]
+    assert len(table.suite_table("trial", folder, short=2).splitlines()) == 2, "of one seed each"
+    for name, variant in (("big", "teacher"), ("small", "none")):
+        write(name, variant, 1, 11.0)
+    labels = [line.split("|")[1].strip() for line in table.suite_table("trial", folder, short=2).splitlines()[2:]]
+    assert labels == ["teacher `big`", "`small` alone"]
 
 
 def test_many_classes_have_a_table_of_their_own(write):
@@ -170,7 +176,8 @@ def test_json_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
 def test_the_paper_s_figures_stand_in_their_own_column(write, monkeypatch):
     monkeypatch.setitem(SUITES, "trial", Suite("sim", (("second", "second-s-cpu"),), SUITES["trial"].variants, {"": 1}, {}))
     text = table.suite_table("trial", write("other", "none", 0, 1.0))
-    assert cells(text, "`second-s-cpu` + RDD")["paper"] == "68.2" and cells(text, "`second-s-cpu` + RDD")["mAP 3D"] == "—"
+    row = cells(text, "`second-s-cpu` + RDD (default)")
+    assert row["paper"] == "68.2" and row["mAP 3D"] == "—"
     assert cells(text, "`second-s-cpu` + Hint")["paper"] == "—"
 
 
