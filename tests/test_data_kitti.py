@@ -514,7 +514,7 @@ def rewrite(path, text):
 BAD_ROOTS = {
     "unknown split": (lambda _: None, {"split": "tain"}, "expected a split, found 'tain' (did you mean train?)"),
     "no labels": (without("training/label_2"), {}, "training/label_2/NNNNNN.txt               -"),
-    "no list": (without("ImageSets/train.txt"), {}, "get the lists, or use --frames"),
+    "no list": (without("ImageSets/train.txt"), {}, "data/kitti/ImageSets of its repository, or use --frames"),
     "empty list": (rewrite("ImageSets/train.txt", "\n"), {}, "train.txt: expected frame numbers, each once, found none"),
     "twice in the list": (rewrite("ImageSets/train.txt", "000003\n000003\n"), {}, "found 000003 twice"),
     "twice asked for": (lambda _: None, {"frames": ["3", "000003"]}, "--frames: expected frame numbers, each once, found"),

@@ -482,7 +482,8 @@ def test_what_compares_anchor_with_anchor_needs_the_same_ones(method):
 
 @pytest.mark.parametrize(("changes", "hint"), [
     ({"classes": ("car", "Pedestrian", "Cyclist")}, "class 'car' .did you mean Car"),
-    ({"point_features": 5}, "expected KITTI's types and 4 values a point; it has 5 values"),
+    ({"point_features": 5}, "and 4 values a point; it has 5 values"),
+    ({"classes": ("Car", "Van"), "paste": (1, 1)}, "expected classes of Car, Pedestrian, Cyclist .* class .Van."),
     ({"head": "anchor", "anchors": ((4.0, 1.6, 1.5, -1.8, 0.6, 0.45),)}, "1 anchors for 3 classes"),
     ({"voxel_size": (0.3, 0.2, 0.2)}, "expected a whole number"),
 ])  # fmt: skip
