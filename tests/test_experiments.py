@@ -300,7 +300,8 @@ def test_seeds_before_one_are_left_out(suite, root, tmp_path, monkeypatch):  # n
     def noted(name, job, runs, results, *rest):
         done.append(job.name)
         results.mkdir(exist_ok=True)
-        (results / f"{job.name}.json").write_text(json.dumps({"variant": job.variant, "seconds": 0, "config": to_json(job.cfg)}))
+        record = {"variant": job.variant, "seed": job.cfg.seed, "seconds": 0, "config": to_json(job.cfg)}
+        (results / f"{job.name}.json").write_text(json.dumps(record))
 
     monkeypatch.setattr(experiments, "run_once", noted)
     run_suite("trial", given(tmp_path, variants=["none"], seeds=3, from_seed=1), str(root))
