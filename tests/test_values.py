@@ -17,7 +17,7 @@ from values import check_values
     ({"encoder_channels": (16,)}, "--encoder-channels: expected 4 numbers or more; found 16"),
     ({"width": (0.01,)}, "--width: 0.01 leaves a layer of 16 channels none"), ({"down_kernel": 0}, "--down-kernel"),
     ({"head_channels": 0}, "--head-channels: expected a whole number from 1 on; found 0"), ({"bev_channels": (0, 0)}, "--bev-"),
-    ({"classes": ("Car",) * 3}, "--classes: expected each class once; found Car,Car,Car"), ({"classes": ("Car",)}, "give both"),
+    ({"classes": ("Car",) * 3}, "--classes: expected each class once; found Car,Car,Car"), ({"classes": ("Van",)}, "give both"),
     ({"clip": float("nan")}, "--clip"), ({"max_voxels": -1}, "--max-voxels"), ({"max_points": -1}, "--max-points"),
     ({"max_detections": 0}, "--max-detections"),
     ({"data": "nuscenes", "tasks": (("Car",), ("Pedestrian", "Cyclist")), "max_detections": 251}, "at most 250; found 251"),
