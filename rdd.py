@@ -294,8 +294,8 @@ class RDD(nn.Module):
         # UNSPECIFIED: where psi stands. Eq. 8 prints phi(psi(Rhat)), psi of a normalised region before RoI Align; but Eq. 3 has
         # to compare Rhat^S with Rhat^T, distributions over as many channels only after psi. So:
         #   psi-first (ours): crop, psi, normalise; a batch norm in psi sees the crops alone.
-        #   map-first:        psi, crop, normalise; it sees the whole map.
-        #   normalise-first:  crop, normalise, psi; what leaves psi is not normalised again.
+        #   map-first: psi, crop, normalise; it sees the whole map.
+        #   normalise-first: crop, normalise, psi; what leaves psi is not normalised again.
         if cfg.psi_order == "map-first":
             return normalise(roi_align(self.psi(neck_s).float(), regions, out_s.geometry, cfg.roi_size), *how), region_t
         region_s = roi_align(neck_s, regions, out_s.geometry, cfg.roi_size)

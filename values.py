@@ -1,7 +1,8 @@
 """Values: what the fields of a config may hold, and how text becomes it.   (reads beside: config.py, whose `override` asks)
 
 One table of lower and upper bounds, and what several fields have to agree on. What concerns the network as a whole, such as
-strides that fit a range, is asked where it is built (`detector.check`).
+strides that fit a range, is asked where it is built (`detector.check`). And what stays of a config that takes some of its
+classes only (`of_classes`).
 """
 
 import argparse

@@ -9,6 +9,7 @@ import torch
 import train as loop
 from cli import InputError
 from detector import build
+from presets import READINGS
 from stops import look, open_teacher, stop_steps, stops, student_config
 from tests.scenes import tiny_config
 from tests.test_train import config, root, same, train_module_teacher  # noqa: F401 (root is a fixture)
@@ -75,6 +76,14 @@ def test_the_students_config_is_its_preset_on_the_teachers_data(tmp_path):
     assert nuscenes.data == "nuscenes" and len(nuscenes.classes) == 10 and nuscenes.normalise == "none"
     with pytest.raises(InputError, match="unknown preset 'cp-voxel-xx-cpu' .did you mean cp-voxel-xxs-cpu"):
         student_config("cp-voxel-xx-cpu", Namespace(reading="default", workers=0), teacher)
+
+
+def test_a_checkpoint_is_looked_at_as_it_was_trained_unless_a_reading_is_given(pair, tmp_path):
+    cfg, teacher = replace(pair[0], **READINGS["printed"]), pair[1]
+    list(stops(cfg, tmp_path / "run", teacher, [1]))
+    for reading, normalise in ((None, "softmax"), ("default", "none")):
+        given = Namespace(reading=reading, workers=0)
+        assert student_config(str(tmp_path / "run" / "last.pt"), given, cfg).normalise == normalise
 
 
 def test_a_teacher_is_a_checkpoint(pair, tmp_path):

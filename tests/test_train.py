@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -277,6 +278,7 @@ def test_two_processes_have_the_curve_of_one(root, tmp_path):
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
         assert "teacher: moderate_map_3d" in done.stdout  # printed before distillation starts
+        assert len(re.findall(r"^on \d+ cores, .*(?:no GPU|spconv), torch .*, float(?:32|16)$", done.stdout, re.MULTILINE)) == 1
     a, b = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert [r["step"] for r in a] == [r["step"] for r in b] == [1, 2, 3, 4, 5, 6]
     for x, y in zip(a, b, strict=True):
