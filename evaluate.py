@@ -309,13 +309,14 @@ def main() -> None:
     result = evaluate_detector(detector.to(device), dataset, device, args.batch_size, args.export, args.workers)
     if parallel.rank() == 0:
         if not result:
-            print(f"{args.export}: result files written; these frames have no labels to score them by")
+            print(f"{args.export}: result files written; these frames have no labels to score them by"
+                  + (f", so no {args.json}" if args.json else ""))  # fmt: skip
         elif cfg.layout == "nuscenes":
             print(nuscenes.format_table(result))
         else:
             labels = [dataset.objects(i) for i in range(len(dataset))]
             print(kitti.format_table(result, kitti.count_labels(labels, cfg.classes)))
-        if args.json:
+        if args.json and result:
             write_json(args.json, result)
 
 

@@ -15,7 +15,6 @@ its record, so that students of its seed can be added on any machine (--results,
 of many methods about one and a half times as fast, with the same results.
 """
 
-import fcntl
 import json
 import os
 import shlex
@@ -29,6 +28,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from cli import ArgumentParser, InputError, did_you_mean, run_cli, write_text
 from config import Config, from_json, override
@@ -101,12 +102,12 @@ def claim(path: Path) -> Iterator[bool]:
     """Whether this process may do the job of that file; the claim ends with the block, or with the process. Raises OSError
     on a disk without locks."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
+    try:
+        lock = FileLock(path, blocking=False).acquire()
+    except Timeout:
+        yield False
+        return
+    with lock:
         yield True
 
 

@@ -205,11 +205,12 @@ def test_of_kittis_test_split_the_files_are_written_and_nothing_is_scored(root, 
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(InputError, match="--split test: KITTI's has no labels to score by; expected --export DIR"):
         evaluate.main()
-    monkeypatch.setattr(sys, "argv", [*words, "--export", str(out)])
+    scores = tmp_path / "scores.json"
+    monkeypatch.setattr(sys, "argv", [*words, "--export", str(out), "--json", str(scores)])
     evaluate.main()
     assert [path.name for path in out.iterdir()] == ["000002.txt"] and (out / "000002.txt").read_text().startswith("Car ")
     said = capsys.readouterr().out
-    assert "result files written; these frames have no labels" in said and "AP_R40" not in said
+    assert f"no labels to score them by, so no {scores}" in said and "AP_R40" not in said and not scores.exists()
 
 
 # ---- what it refuses

@@ -386,7 +386,7 @@ def test_a_disk_without_locks_is_no_claim_of_another(tmp_path, monkeypatch):
     def no_locks(*args):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(experiments.fcntl, "flock", no_locks)
+    monkeypatch.setattr("fcntl.flock", no_locks)
     with pytest.raises(OSError, match="No locks"), claim(tmp_path / "job.lock"):
         pass
 
