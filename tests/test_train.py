@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils import backend_registration
 
 import train as train_module
 from baselines import METHODS
@@ -312,6 +313,16 @@ def test_a_student_learns_two_frames_by_heart_with_rdd(root, tmp_path):
             near = np.linalg.norm(boxes[np.array(names) == name][:3, :3] - box[:3], axis=1)
             assert len(near) and near.min() < 1.0, (id, name, near)
     assert set(headline(result)) == {"moderate_map_3d", "moderate_map_bev"}
+
+
+@pytest.mark.skipif(not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"), reason="needs torch 2.10")
+def test_every_tensor_of_a_step_is_on_the_student_s_device(root, tmp_path):
+    """On a device that is not the CPU: what was made on the CPU and never moved would end a run on a GPU."""
+    ended = subprocess.run([sys.executable, "-m", "tests.pretend_gpu", root, tmp_path / "runs"], cwd=ROOT, capture_output=True,
+                           text=True)  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("{'method': ") == 2 * len(METHODS) + 2 * 3 + 8
+    assert metrics(tmp_path / "runs" / "student", "eval")[-1]["step"] == 4
 
 
 # ---------------------------------------------------------------- small parts
