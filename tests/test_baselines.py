@@ -586,3 +586,23 @@ def test_two_processes_with_a_scan_each_have_the_mean_loss_of_one_with_both(tmp_
     assert one.keys() == first.keys() == second.keys() and len(one) == 3 * 13
     for term, value in one.items():
         assert (first[term] + second[term]) / 2 == pytest.approx(value, rel=1e-4, abs=1e-7), term
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_half_precision_every_term_is_near_float32(kind, dtype):
+    """float16 is what a GPU trains in by default. GID picks the places where the models differ most, which may be others then."""
+    student, found = models(kind)[1], []
+    for half in (False, True):
+        with torch.autocast("cpu", dtype, enabled=half):
+            out_s, out_t, batch = outputs(kind)
+            terms = {(name, key): term for name in METHODS for key, term in method(name, kind)(out_s, out_t, batch)[0].items()}
+            terms |= {("detection", key): term for key, term in student.loss(out_s, batch).items()}
+        (gradient,) = torch.autograd.grad(sum(terms.values()), out_s.neck)
+        assert out_s.neck.dtype == (dtype if half else torch.float32) and gradient.isfinite().all()
+        assert all(term.dtype == torch.float32 for term in terms.values())
+        found.append({name: float(term.detach()) for name, term in terms.items()})
+    exact, rough = found
+    for name, value in exact.items():
+        assert rough[name] == pytest.approx(value, rel=0.4 if name[0].startswith("gid") else 0.03, abs=1e-3), name
+    assert exact["rdd", "feat"] > 1
