@@ -274,7 +274,7 @@ def main() -> None:
 def run_jobs(cfg_t: Config | None, checkpoint: Path | None, cfg_s: Config | None, args: dict[str, Any]) -> None:
     """Teacher (loaded, or trained first), its AP, then the student."""
     import parallel
-    from data.batch import open_data, prepare_data
+    from data.batch import open_run, prepare_data
     from evaluate import evaluate_detector, headline
     from runs import check_same_run, machine
     from weights import load_detector
@@ -297,12 +297,13 @@ def run_jobs(cfg_t: Config | None, checkpoint: Path | None, cfg_s: Config | None
         teacher = train(cfg_t, folder_t, None, args["workers"], None if cfg_s else args["stop_after"])
     if cfg_s is None:
         return
+    data = open_run(cfg_s, folder.parent, args["workers"])
     if teacher is not None and not (folder / "last.pt").is_file():
         # A teacher that was loaded wrongly teaches nonsense, silently: look at its AP before a long run.
-        score = headline(evaluate_detector(teacher.to(device), open_data(cfg_s, "val"), device, workers=args["workers"]))
+        score = headline(evaluate_detector(teacher.to(device), data[1], device, workers=args["workers"]))
         if parallel.rank() == 0:
             print("teacher: " + ", ".join(f"{k} {v:.2f}" for k, v in score.items()) + "  (if this is low, stop here)")
-    train(cfg_s, folder, teacher, args["workers"], args["stop_after"])
+    train(cfg_s, folder, teacher, args["workers"], args["stop_after"], data)
 
 
 if __name__ == "__main__":

@@ -535,6 +535,21 @@ def test_a_student_s_checkpoint_goes_on_with_its_own_method(root, tmp_path):
     assert alone.returncode == 2 and "--method hint: needs a --teacher" in alone.stderr
 
 
+def test_a_loaded_teacher_is_scored_on_the_student_s_data_which_is_opened_once(root, tmp_path, monkeypatch, capsys):
+    """Full nuScenes' tables take a minute and some GB to open, in every process."""
+    train(config(root, epochs=1), tmp_path / "teacher", stop_after=1)
+    opened, open_data = [], batch_module.open_data
+    monkeypatch.setattr(batch_module, "open_data", lambda cfg, split: opened.append(split) or open_data(cfg, split))
+    monkeypatch.setattr(sys, "argv", ["train.py", "--teacher", str(tmp_path / "teacher" / "last.pt"), "--student",
+                                      str(tmp_path / "teacher" / "last.pt"), "--runs", str(tmp_path), "--name", "run",
+                                      "--stop-after", "1"])  # fmt: skip
+    capsys.readouterr()
+    train_module.main()
+    assert opened == ["train", "val"] and "teacher: moderate_map_3d 0.00" in capsys.readouterr().out
+    train_module.main()  # a run that goes on, whose teacher has been scored
+    assert opened == ["train", "val"] * 2 and "teacher: " not in capsys.readouterr().out
+
+
 def test_what_stands_in_the_way_is_found_before_a_teacher_is_trained(root, tmp_path):
     """The student's folder is another run's, or the teacher's; the simulated root is mistyped; the runs folder cannot be made."""
     shared = ("--data", "kitti", "--root", str(root), "--fov-only", "off", "--runs", str(tmp_path), "--epochs", "1",
