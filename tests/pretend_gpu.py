@@ -123,7 +123,7 @@ def plug_in() -> Any:
 
 def step(cfg_t: Config, cfg_s: Config, **changes: Any) -> None:
     """A training step of a student, and its detections after it."""
-    cfg = replace(cfg_s, score_threshold=0.0, **changes)
+    cfg = replace(cfg_s, score_threshold=0.0, proposal_score=0.0, **changes)
     batch, teacher, student = few_points(cfg).to("gpu"), build(cfg_t), build(cfg).to("gpu")
     distil = start_distilling(cfg, student, teacher, torch.device("gpu"))
     parameters = [*student.parameters(), *(distil.parameters() if distil else [])]
