@@ -57,7 +57,8 @@ def outputs(kind):
         out_t = teacher(teacher.prepare(batch))
     for task in out_t.maps:
         task["heatmap" if "heatmap" in task else "cls"][:, :, 3:9:5, 2:7:4] += 4.0 if "heatmap" in task else 6.5
-    return student(student.prepare(batch)), out_t, replace(batch, boxes=[b.clone() for b in batch.boxes])
+    boxes, labels = ([x.clone() for x in each] for each in (batch.boxes, batch.labels))
+    return student(student.prepare(batch)), out_t, replace(batch, boxes=boxes, labels=labels)
 
 
 def method(name, kind, **changes):
