@@ -297,9 +297,10 @@ def run_jobs(cfg_t: Config | None, checkpoint: Path | None, cfg_s: Config | None
         teacher = train(cfg_t, folder_t, None, args["workers"], None if cfg_s else args["stop_after"])
     if cfg_s is None:
         return
-    data = open_run(cfg_s, folder.parent, args["workers"])
+    data = None
     if teacher is not None and not (folder / "last.pt").is_file():
         # A teacher that was loaded wrongly teaches nonsense, silently: look at its AP before a long run.
+        data = open_run(cfg_s, folder.parent, args["workers"])
         score = headline(evaluate_detector(teacher.to(device), data[1], device, workers=args["workers"]))
         if parallel.rank() == 0:
             print("teacher: " + ", ".join(f"{k} {v:.2f}" for k, v in score.items()) + "  (if this is low, stop here)")
