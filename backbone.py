@@ -6,7 +6,7 @@
                             upsampled and concatenated, are the neck: the map that heads read and RDD compares
 dims: B scans · P points a pillar · F values a point · V cells · C channels · D, H, W cells along z, y, x
 
-`Config.width` scales every channel count and leaves the depth alone: that is all a student is.
+`Config.width` scales every channel count, never the depth: all that makes a voxel student; a pillar one has larger pillars.
 Sources: SECOND (plain) and CenterPoint (residual) encoders as in OpenPCDet's VoxelBackBone8x / VoxelResBackBone8x,
 pillars as in its PillarVFE / DynamicPillarVFE, neck as in its BaseBEVBackbone.
 """

@@ -14,8 +14,8 @@
 Each is a module like RDD: its trained layers are made in __init__, and forward(out_s, out_t, batch) returns ({term: weighted
 scalar}, {name: number worth logging}). `batch` is read for its labels only. The weights are those published, as far as
 they are; `Config.kd_weight` scales them, RDD's too. Of different grids (pillar students), a map of the student is sampled at
-the centres of the teacher's cells, in metres. Counts are those of all processes together. SparseKD is pp-logit with two
-options that go with any method: --method pp-logit --label-kd --inherit.
+the centres of the teacher's cells, in metres. Losses divide by counts of all processes; what is logged counts one's own.
+SparseKD is pp-logit with two options that go with any method: --method pp-logit --label-kd --inherit.
 dims: B scans · C channels · H, W cells of the teacher's map · K classes · R regions · M objects; `_s` student, `_t` teacher
 """
 
@@ -144,7 +144,7 @@ class Mimic(nn.Module):
         region_s, region_t = (roi_align(out.neck.float(), regions, out.geometry, self.cfg.roi_size) for out in (out_s, out_t))
         per_region = (self.adapter(region_s).float() - region_t).square().mean(dim=(1, 2, 3))  # (R,)
         loss = feature_loss(per_region, torch.ones_like(per_region)) / 2
-        return {"mimic": loss}, {"regions": total(loss.new_tensor(len(regions)))}
+        return {"mimic": loss}, {"regions": loss.new_tensor(len(regions))}
 
 
 class FG(nn.Module):
@@ -237,7 +237,7 @@ class GIDF(nn.Module):
         relation = torch.stack([self.relation(region_s[regions[:, 0] == b], region_t[regions[:, 0] == b])
                                 for b in range(len(boxes))]).mean()  # fmt: skip
         terms = {"gid_feat": 5e-4 * feature_loss(differ, torch.ones_like(differ)), "gid_rel": 40 * relation}
-        return terms, {"instances": total(differ.new_tensor(len(differ)))}
+        return terms, {"instances": differ.new_tensor(len(differ))}
 
     @staticmethod
     def relation(region_s: Tensor, region_t: Tensor) -> Tensor:
@@ -280,7 +280,7 @@ class GIDL(nn.Module):
                     reg = reg + (reg.new_tensor(self.cfg.code_weights) * code_distance(out_s, out_t, t, target["cell"])).sum()
         terms = {"gid_cls": 0.1 * cls / total(cls.new_tensor(cells)),
                  "gid_reg": self.cfg.loc_weight * reg / total(cls.new_tensor(objects))}  # fmt: skip
-        return terms, {"instances": total(cls.new_tensor(sum(map(len, boxes))))}
+        return terms, {"instances": cls.new_tensor(sum(map(len, boxes)))}
 
 
 @torch.no_grad()

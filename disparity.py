@@ -32,7 +32,7 @@ from cli import ArgumentParser, InputError, run_cli
 from config import Config
 from evaluate import write_json
 from plot import COLOURS, new_figure, save, tidy
-from stops import Stop, add_run_options, look, open_teacher, stop_steps, stops, student_config
+from stops import Stop, add_run_options, check_teacher, look, open_teacher, stop_steps, stops, student_config
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -100,6 +100,7 @@ def psi_of(stop: Stop, teacher: "Detector", cfg: Config) -> "Module":
     method = stop.detector.cfg.method
     if method != "rdd":
         raise InputError(f"student {cfg.preset}: expected one distilled with rdd, whose psi is needed; found method {method}")
+    check_teacher(stop, teacher, f"student {cfg.preset}")
     distil = RDD(cfg, stop.detector.backbone.out_channels, teacher.backbone.out_channels)
     load_weights(distil, stop.distil, f"psi of student {cfg.preset} with teacher {teacher.cfg.preset}")
     return distil.eval()

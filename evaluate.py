@@ -301,6 +301,8 @@ def main() -> None:
                   version=args.version or detector.cfg.version)  # fmt: skip
     if cfg.layout == "kitti" and args.split == "test" and not args.export:
         raise InputError("--split test: KITTI's has no labels to score by; expected --export DIR for the result files")
+    if args.json:
+        writable_folder(args.json.parent)  # not an hour later
     frames = tuple(args.frames.split(",")) if args.frames else cfg.frames
     dataset = open_data(replace(cfg, frames=frames), args.split)
     if parallel.rank() == 0:

@@ -103,7 +103,7 @@ def claim(path: Path) -> Iterator[bool]:
     on a disk without locks."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        lock = FileLock(path, blocking=False).acquire()
+        lock = FileLock(path).acquire(blocking=False)
     except Timeout:
         yield False
         return
@@ -143,7 +143,7 @@ def run_suite(name: str, given: Any, root: str) -> None:
                         run_once(name, job, given.runs, given.results, given.remember, given.workers)
                     except InputError as error:  # as of a loss that is not finite: the others can still be run
                         print(f"{job.name}: {error}")
-                        failed[job.name] = error
+                        failed[job.name] = str(error)  # not the error: its traceback would hold the run's tensors
                     break
         else:  # every open job has been claimed: others are at what is left
             time.sleep(2)
@@ -161,7 +161,7 @@ def check_same_runs(every: list[Job], records: dict[str, dict[str, Any]], result
                 before = from_json(records[job.name]["config"])
             except InputError as error:
                 raise InputError(f"{results / job.name}.json: {error}") from None
-            if other := [k for k in differences(before, job.cfg) if k != "root"]:
+            if other := [k for k in differences(before, job.cfg) if k not in ("root", "eval_every")]:  # neither trains
                 raise InputError(f"{results / job.name}.json: a run with {other[0]} = {getattr(before, other[0])}, the suite has "
                                  f"now {getattr(job.cfg, other[0])}; move results and runs away to start anew")  # fmt: skip
 

@@ -4,8 +4,9 @@ A preset is a function that returns one complete `Config` for a data set; it nam
 `python train.py --student cp-voxel-xxs-cpu --print-config` prints the whole.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 from cli import InputError, did_you_mean
@@ -218,6 +219,8 @@ DEFAULT_PAIR = {"sim": ("cp-voxel-cpu", "cp-voxel-xxs-cpu"), "kitti": ("cp-voxel
 # `--reading NAME`: consistent choices where the paper is silent, and where we depart from it. Each says all of them, so that it
 # also holds for a checkpoint that was trained with another.
 DEFAULT_READING = {f.name: f.default for f in fields(Config) if f.metadata.get("group") == READING}
+DEFAULT_ROOT = {"sim": Path("datasets/sim-kitti"), "sim-nuscenes": Path("datasets/sim-nuscenes"),
+                "kitti": Path("datasets/kitti"), "nuscenes": Path("datasets/nuscenes")}  # fmt: skip
 READINGS: dict[str, dict[str, Any]] = {
     "default": DEFAULT_READING,
     "paper-weights": {**DEFAULT_READING, "psi_norm": True, "alpha1": 0.2, "alpha2": 0.2},
@@ -237,3 +240,17 @@ def preset(name: str, data: str = "") -> Config:
     if data == "sim-nuscenes":
         return replace(PRESETS[name]("nuscenes"), data=data)
     return PRESETS[name](data) if data else PRESETS[name]()
+
+
+def scenes_of(teacher: Config, student: Config, given: Iterable[str]) -> dict[str, Any]:
+    """What the student of a trained teacher takes over from it, where `given`, the options of the command, says nothing else:
+    on which scenes it was trained, and how they are read. Raises InputError when the scenes are not where they were."""
+    if student.data != teacher.data:
+        return {}
+    scenes = {name: getattr(teacher, name) for name in ("root", "frames", "version", "sweeps", "fov_only") if name not in given}
+    root = scenes.get("root", "")
+    if root == str(DEFAULT_ROOT[teacher.data]):  # the simulator makes it where it is missing
+        scenes["root"] = ""
+    elif root and not Path(root).is_dir():
+        raise InputError(f"the teacher was trained on {root}, which is not there; expected the --root to train its student on")
+    return scenes

@@ -65,7 +65,7 @@ def roi_align(maps: Tensor, regions: Tensor, geometry: Geometry, size: int) -> T
     RoI Align with one sample a bin. Outside the map its border value counts. Gradients reach the maps, not the regions.
     """
     # UNSPECIFIED: how a region is sampled. Ours: at 7 x 7 points (SparseKD's number), bilinearly, whatever its size, which is
-    # that of the Gaussian the box would train with (CenterHead.proposals) or of the box (AnchorHead.proposals).
+    # that of the Gaussian its box would train a centre head with (CenterHead.proposals, AnchorHead.proposals).
     _, channels, height, width = maps.shape
     scan, x0, y0, x1, y1 = regions.unbind(1)
     bins = (torch.arange(size, device=maps.device, dtype=regions.dtype) + 0.5) / size  # (S,) in (0, 1)

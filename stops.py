@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 from cli import ArgumentParser, InputError
 from config import Config, add_options, override
-from presets import READINGS
+from presets import READINGS, scenes_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from detector import Detector
 
-KEPT = ("format", "config", "step", "model", "distil")  # of a checkpoint; a look needs no optimiser
+KEPT = ("format", "config", "step", "model", "distil", "teacher")  # of a checkpoint; a look needs no optimiser
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Stop:
     step: int  # optimiser steps done
     detector: "Detector"  # in eval mode, frozen
     distil: dict[str, "Tensor"]  # weights of the method's own layers (RDD: psi); empty without a method
+    teacher: str = ""  # `runs.fingerprint` of what it learned from; "" of one alone, and in files that do not say
 
 
 def look(checkpoint: Path) -> Stop:
@@ -38,7 +39,15 @@ def look(checkpoint: Path) -> Stop:
     from weights import load_detector
 
     detector, content = load_detector(checkpoint)
-    return Stop(content["step"], detector.requires_grad_(False), content.get("distil", {}))
+    return Stop(content["step"], detector.requires_grad_(False), content.get("distil", {}), content.get("teacher", ""))
+
+
+def check_teacher(stop: Stop, teacher: "Detector | None", what: str) -> None:
+    """Raises InputError when `what`, a student, has learned from another teacher than this one."""
+    from runs import fingerprint
+
+    if teacher is not None and stop.teacher not in ("", fingerprint(teacher)):
+        raise InputError(f"{what}: learned from another teacher than --teacher; give that one, or another --out")
 
 
 def stop_steps(cfg: Config, count: int) -> list[int]:
@@ -55,7 +64,8 @@ def stop_steps(cfg: Config, count: int) -> list[int]:
 def stops(cfg: Config, folder: Path, teacher: "Detector | None", steps: list[int], workers: int = 0) -> Iterator[Stop]:
     """Train a run of `cfg` into `folder`, and yield it at each of these steps (ascending).
 
-    Raises InputError when the folder holds another run, or one that went past a step and kept nothing there.
+    Raises InputError when the folder holds another run, a run of another teacher, or one that went past a step and kept
+    nothing there.
     """
     from runs import check_same_run
     from train import train
@@ -70,7 +80,9 @@ def stops(cfg: Config, folder: Path, teacher: "Detector | None", steps: list[int
             train(cfg, folder, teacher, workers, stop_after=step)
             content = read_checkpoint(folder / "last.pt")
             save_checkpoint(kept, {key: content[key] for key in KEPT})
-        yield look(kept)
+        stop = look(kept)
+        check_teacher(stop, teacher, str(kept))
+        yield stop
 
 
 # ------------------------------------------------------------------ command line
@@ -104,5 +116,8 @@ def student_config(name: str, given: Namespace, teacher: Config) -> Config:
 
     values = {f.name: getattr(given, f.name) for f in fields(Config) if hasattr(given, f.name)}
     data = values.get("data", teacher.data)
-    cfg = override(resolve(name, 1, data)[0], {**READINGS.get(given.reading, {}), "data": data, **values})
+    student, own = resolve(name, 1, data)
+    if not own:
+        values |= scenes_of(teacher, student, values)
+    cfg = override(student, {**READINGS.get(given.reading, {}), "data": data, **values})
     return prepare_data(replace(cfg, method="rdd"), max(1, given.workers))

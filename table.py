@@ -62,7 +62,7 @@ def columns_of(name: str, models: list[Model], short: int) -> list[tuple[str, Ca
     """The columns of a suite's table: what stands above each, and what it says of a model."""
     ran = [run for model in models for run in model[0]["runs"].values()]
     kinds = list(classes(ran[0])) if ran and len(classes(ran[0])) <= 5 and not short else []
-    priced = any(run.get("price") for run in ran) and not (short and SUITES[name].equal_share)
+    priced = any(run.get("price") for run in ran) and not (short and not SUITES[name].equal_time)
     shared = any(run.get("shares") for run in ran) and not (short and priced)
     others = name == "demo" or SUITES[name].first_seed  # scenes and schedules of no table of the paper
     paper = any(_paper(model) != DASH for model in models) and not others

@@ -7,10 +7,10 @@
     python train.py --teacher runs/NAME/last.pt --student cp-voxel-xxs-cpu --lr 0.002 --seed 1
 
 --teacher and --student take a preset or a checkpoint; without a value, the data set's default pair. A teacher given by
-preset is trained first, or taken from runs/ if it is there. Without data on the disk the simulated set is made and
-used. A run is a folder, runs/NAME; the same command continues it where it stopped, exactly (on a GPU: to rounding).
-Results: last.pt, best.pt, metrics.jsonl. Many processes: torchrun --nproc-per-node 8 train.py ... with the same meaning
-of every option. --workers 8 keeps a GPU from waiting for data.
+preset is trained first, or taken from runs/ if it is there; a checkpoint's scenes are its student's too. Without data on
+the disk the simulated set is made and used. A run is a folder, runs/NAME; the same command continues it where it stopped,
+exactly (on a GPU: to rounding). Results: last.pt, best.pt, metrics.jsonl. Many processes: torchrun --nproc-per-node 8
+train.py ... with the same meaning of every option. --workers 8 keeps a GPU from waiting for data.
 """
 
 import math
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from cli import ArgumentParser, InputError, did_you_mean, run_cli
 from config import DISTIL, MODEL, READING, Config, add_options, from_json, override, show
-from presets import DEFAULT_PAIR, PRESETS, READINGS, preset
+from presets import DEFAULT_PAIR, PRESETS, READINGS, preset, scenes_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -199,7 +199,7 @@ def check_pair(teacher: Config, student: Config) -> None:
     """A student learns class maps from its teacher: both must mean the same by them. Raises InputError."""
     if student.label_kd and student.method == "none":
         raise InputError("--label-kd with --method none: label KD alone is --method lad")
-    names, reason = ("head", "classes", "task_classes", "point_features"), ""
+    names, reason = ("head", "classes", "task_classes", "point_features", "velocity"), ""
     if student.head == "anchor" and student.method in ("hinton", "gid-f", "gid-l", "pp-logit", "rdd"):
         names += ("anchors", "point_range", "voxel_size", "bev_strides", "up_strides")
         reason = f"; --method {student.method} compares anchor with anchor"
@@ -254,17 +254,19 @@ def main() -> None:
     if args["teacher"] is not None:
         cfg_t, checkpoint = resolve(args["teacher"], 0, data)
         if checkpoint is None:  # a trained teacher stays what it was trained as
-            cfg_t = override(cfg_t, {**(common if args["student"] else given), "method": "none"})
-            if args["teacher_epochs"] is not None:
-                cfg_t = override(cfg_t, {"epochs": args["teacher_epochs"]})
+            epochs = {"epochs": args["teacher_epochs"]} if args["teacher_epochs"] else {}
+            cfg_t = override(cfg_t, {**(common if args["student"] else given), "method": "none", **epochs})
     if args["student"] is not None:
-        cfg_s, _ = resolve(args["student"], 1, data or (cfg_t.data if cfg_t else ""))
-        method = "rdd" if cfg_t is not None and cfg_s.method == "none" else cfg_s.method  # a checkpoint has its own
-        cfg_s = override(cfg_s, {**READINGS.get(args["reading"], {}), "method": method, **given})
-        if cfg_s.method != "none" and cfg_t is None:
-            raise InputError(f"--method {cfg_s.method}: needs a --teacher to learn from")
+        cfg_s, own = resolve(args["student"], 1, data or (cfg_t.data if cfg_t else ""))
+        if checkpoint and not own:  # a preset's data is its teacher's
+            given |= scenes_of(cfg_t, cfg_s, given)
+        learns = {"method": "rdd"} if cfg_t is not None and cfg_s.method == "none" else {}  # a checkpoint has its own
+        cfg_s = override(cfg_s, {**READINGS.get(args["reading"], {}), **learns, **given})
         if cfg_t is not None:
             check_pair(cfg_t, cfg_s)
+        elif cfg_s.method != "none" or cfg_s.inherit or cfg_s.label_kd:
+            option = "--inherit or --label-kd" if cfg_s.method == "none" else f"--method {cfg_s.method}"
+            raise InputError(f"{option}: needs a --teacher to learn from")
     if args["print_config"]:
         print("\n\n".join(show(c) for c in (cfg_t, cfg_s) if c is not None))
         return
@@ -287,10 +289,8 @@ def run_jobs(cfg_t: Config | None, checkpoint: Path | None, cfg_s: Config | None
         cfg_s = replace(cfg_s, root=base.root)
         folder = args["runs"] / (args["name"] or run_name(cfg_s))
         check_same_run(folder, cfg_s)  # before hours go into a teacher
-    teacher = None
-    if checkpoint is not None:
-        teacher, _ = load_detector(checkpoint)
-    elif cfg_t is not None:
+    teacher = load_detector(checkpoint)[0] if checkpoint else None
+    if cfg_t is not None and checkpoint is None:
         cfg_t = replace(cfg_t, root=base.root)
         folder_t = args["runs"] / ((args["name"] if cfg_s is None else None) or run_name(cfg_t))
         check_same_run(folder_t, cfg_t)  # before its data is read and its objects are cut out

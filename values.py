@@ -25,7 +25,7 @@ BOUNDS = {
     FROM_0: "seed rotation translation paste max_points max_voxels weight_decay loc_weight code_weights alpha1 alpha2 lam "
             "circle_nms",
     FROM_1: "epochs batch_size eval_every log_every sweeps roi_size proposals max_detections point_features encoder_channels "
-            "down_kernel bev_strides bev_channels up_channels head_channels",
+            "bev_strides bev_channels up_channels head_channels",
     SHARE: "fraction scaling nms_iou score_threshold proposal_score label_score",
 }  # fmt: skip
 
@@ -92,6 +92,10 @@ def _agree(cfg: "Config") -> None:
     if len(cfg.point_range) != 6 or any(cfg.point_range[i] >= cfg.point_range[i + 3] for i in range(3)):
         raise InputError("--point-range: expected x0,y0,z0,x1,y1,z1 with minimum below maximum; "
                          f"found {_shown(cfg.point_range)}")  # fmt: skip
+    if cfg.down_kernel not in (2, 3):  # of another size a stride-2 layer would not halve the grid
+        raise InputError(f"--down-kernel: expected 2 or 3; found {cfg.down_kernel}")
+    if cfg.seed >= 2**63:
+        raise InputError(f"--seed: expected a number below 2^63; found {cfg.seed}")
     if len(set(cfg.classes)) != len(cfg.classes) or not cfg.classes:
         raise InputError(f"--classes: expected each class once; found {_shown(cfg.classes)}")
     if len(cfg.paste) != len(cfg.classes):

@@ -206,7 +206,9 @@ def inherit(student: Detector, teacher: Detector) -> None:
     own, theirs = student.state_dict(), teacher.state_dict()
     for name, tensor in own.items():
         source = theirs.get(name)
-        if source is None or source.dim() != tensor.dim() or any(a > b for a, b in zip(tensor.shape, source.shape)):
+        kernel = {4: slice(2, 4), 5: slice(1, 4)}.get(tensor.dim(), slice(0))  # (out, in, k, k); sparse (out, k, k, k, in)
+        if (source is None or source.dim() != tensor.dim() or tensor.shape[kernel] != source.shape[kernel]
+                or any(a > b for a, b in zip(tensor.shape, source.shape))):  # fmt: skip
             raise InputError(f"--inherit: {name} of {student.cfg.preset} {tuple(tensor.shape)} is no part of"
                              f" {teacher.cfg.preset}'s {tuple(source.shape) if source is not None else '(none)'}")  # fmt: skip
         for axis, size in enumerate(tensor.shape):

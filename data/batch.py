@@ -30,6 +30,7 @@ from data.kitti import Kitti
 from data.nuscenes import NuScenes, balanced_indices
 from data.nuscenes_tables import CLASS_OF
 from metrics.kitti import CLASSES
+from presets import DEFAULT_ROOT
 
 
 @dataclass
@@ -74,10 +75,6 @@ def report_dropped(batch: Batch, told: set[str]) -> None:
         told.add(id)
 
 
-DEFAULT_ROOT = {"sim": Path("datasets/sim-kitti"), "sim-nuscenes": Path("datasets/sim-nuscenes"),
-                "kitti": Path("datasets/kitti"), "nuscenes": Path("datasets/nuscenes")}  # fmt: skip
-
-
 def prepare_data(cfg: Config, workers: int) -> Config:
     """Fill in the root, and make the simulated set if it is what is asked for and is not there."""
     if cfg.data in ("sim", "sim-nuscenes"):
@@ -110,10 +107,11 @@ def open_data(cfg: Config, split: str) -> "Kitti | NuScenes":
         split = f"mini_{split}" if cfg.version == "v1.0-mini" and split in ("train", "val") else split
         return NuScenes(cfg.root, cfg.version, split, cfg.sweeps, frames=cfg.frames)
     unknown = [name for name in cfg.classes if name not in CLASSES]  # KITTI's metrics, which a run ends with, know no others
-    if unknown or cfg.point_features > 4:
-        found = f"class {unknown[0]!r}{did_you_mean(unknown[0], CLASSES)}" if unknown else f"{cfg.point_features} values"
-        raise InputError(f"preset {cfg.preset} does not fit {cfg.root}: expected classes of {', '.join(CLASSES)} and 4 values a"
-                         f" point; it has {found}")  # fmt: skip
+    if unknown or cfg.point_features > 4 or cfg.velocity:
+        found = f"class {unknown[0]!r}{did_you_mean(unknown[0], CLASSES)}" if unknown else "velocities" if cfg.velocity else (
+            f"{cfg.point_features} values")  # fmt: skip
+        raise InputError(f"preset {cfg.preset} does not fit {cfg.root}: expected classes of {', '.join(CLASSES)}, no velocities"
+                         f" and 4 values a point; it has {found}")  # fmt: skip
     return Kitti(cfg.root, split, cfg.frames, cfg.fov_only)
 
 

@@ -4,6 +4,7 @@ import copy
 import math
 from dataclasses import fields, replace
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,10 +26,13 @@ ADAPTED = ("hint", "mimic", "fg", "gid-f")
 
 
 def pair(kind) -> tuple[Config, Config]:
-    """Teacher's and student's config: 12 x 8 cells; two grids: 16 x 8 and 10 x 5."""
+    """Teacher's and student's config: 12 x 8 cells; two grids: 32 x 16 and 20 x 10; with six tasks 40 x 20 and 20 x 10."""
     if kind == "six tasks":
         small = {"point_range": (-4.8, -7.2, -5.0, 4.8, 7.2, 3.0)}
         return tuple(replace(preset(name, "nuscenes"), **small) for name in ("cp-voxel-cpu", "cp-voxel-xxs-cpu"))
+    if kind == "six tasks, two grids":
+        small = {"point_range": (-6.4, -12.8, -5.0, 6.4, 12.8, 3.0)}
+        return tuple(replace(preset(name, "nuscenes"), **small) for name in ("cp-pillar-cpu", "cp-pillar-v0.64-cpu"))
     if kind == "two grids":
         small = {"point_range": (-6.4, -12.8, -3.0, 6.4, 12.8, 1.0)}
         return tuple(replace(preset(name), **small) for name in ("cp-pillar-cpu", "cp-pillar-v0.64-cpu"))
@@ -186,30 +190,49 @@ def test_a_teacher_of_another_grid_gets_its_own_cells(monkeypatch):
     assert len(asked[0].voxels.coords) != len(student.prepare(batch).voxels.coords)
 
 
+def ramps(head=None):
+    """Student's and teacher's neck: one function of metres, 3 y + x, on other cells, with other borders, of other shape."""
+    found = []
+    for g, height, width in ((Geometry(-8, -8, 0.5, 0.8), 30, 40), (Geometry(-4, -6, 0.7, 0.9), 12, 9)):
+        y, x = g.y0 + (torch.arange(height) + 0.5) * g.cell_y, g.x0 + (torch.arange(width) + 0.5) * g.cell_x
+        found.append(Output((3 * y[:, None] + x[None]).expand(2, 1, -1, -1), [], g, head))
+    return found
+
 
 def test_a_map_on_the_teacher_s_grid_is_the_same_function_of_metres():
-    """Other cells, other borders, other shape: a linear ramp is sampled exactly inside the student's map."""
-
-    def output(g, height, width):
-        y, x = g.y0 + (torch.arange(height) + 0.5) * g.cell_y, g.x0 + (torch.arange(width) + 0.5) * g.cell_x
-        return Output((3 * y[:, None] + x[None]).expand(2, 1, -1, -1), [], g, None)
-
-    out_s, out_t = output(Geometry(-8, -8, 0.5, 0.8), 30, 40), output(Geometry(-4, -6, 0.7, 0.9), 12, 9)
+    """A linear ramp is sampled exactly inside the student's map."""
+    out_s, out_t = ramps()
     torch.testing.assert_close(on_teacher_grid(out_s.neck, out_s, out_t), out_t.neck.contiguous())
     assert on_teacher_grid(out_t.neck, out_t, out_t) is out_t.neck
 
 
-def test_between_grids_an_instance_is_what_each_says_in_the_same_place():
+def test_between_grids_a_region_is_cut_of_both_necks_in_the_same_place(monkeypatch):
+    boxes = torch.tensor([[x, y, 0.0, length, 1.5, 1.5, 0.3] for x, y, length in ((-1, -3, 3), (0.5, 1.5, 2), (-2, 2.5, 1))])
+    monkeypatch.setattr(baselines, "general_instances", lambda *_: ([boxes, boxes[:1]], None))
+    proposed = torch.tensor([[0, -2.0, -4.0, 0.0, -2.0], [1, -0.5, 0.5, 1.5, 2.5]])
+    out_s, out_t = ramps(SimpleNamespace(proposals=lambda *_: proposed))
+    for name in ("mimic", "gid-f"):
+        distil = METHODS[name](tiny_config(), 1, 1)
+        distil.adapter = nn.Identity()
+        for term, value in distil(out_s, out_t, None)[0].items():
+            assert float(value) == pytest.approx(0, abs=1e-6), term
+
+
+@pytest.mark.parametrize(("kind", "task", "label", "i", "j"), [("two grids", 0, 2, 13, 4), ("six tasks, two grids", 3, 5, 7, 3)])
+def test_between_grids_an_instance_is_what_each_says_in_the_same_place(kind, task, label, i, j):
     """The student is sure of one cell of its own: the teacher's cells whose centres lie there have that score and box."""
-    out_s, out_t, _ = outputs("two grids")
+    out_s, out_t, _ = outputs(kind)
     for out in (out_s, out_t):
-        for task in out.maps:
-            task["heatmap"] = torch.full_like(task["heatmap"], -9.0)
-    out_s.maps[0]["heatmap"][1, 2, 13, 4] = 9.0
+        for maps in out.maps:
+            maps["heatmap"] = torch.full_like(maps["heatmap"], -9.0)
+    in_task, k = place(out_s.head.cfg, label)
+    assert in_task == task
+    out_s.maps[task]["heatmap"][1, k, i, j] = 9.0
     boxes, labels = general_instances(out_s, out_t)
     every, logits = baselines.all_boxes(out_s)
-    width = out_s.neck.shape[3]
-    assert torch.equal(boxes[1][0], every[1, 13 * width + 4]) and int(labels[1][0]) == 2 and logits[1, 13 * width + 4, 2] == 9
+    height, width = out_s.neck.shape[2:]
+    here = (task * height + i) * width + j
+    assert torch.equal(boxes[1][0], every[1, here]) and int(labels[1][0]) == label and logits[1, here, label] == 9
 
 
 @pytest.mark.parametrize("name", ["hinton", "gid-f", "gid-l", "pp-logit", "rdd"])
@@ -247,6 +270,8 @@ def test_hint_and_mimic_are_mean_squares():
         total += float((mimic.adapter(crop_s) - crop_t).square().mean()) / 2
     got, seen = mimic(out_s, out_t, batch)
     assert float(got["mimic"]) == pytest.approx(total / len(regions), rel=1e-4) and int(seen["regions"]) == len(regions) > 0
+    _, seen = method("mimic", "center", proposal_score=1.0)(out_s, out_t, batch)
+    assert int(seen["regions"]) == 0  # the divisor is at least 1, the log says what there was
 
 
 def upright(box):
@@ -374,6 +399,23 @@ def test_gid_features_are_squares_and_relations_of_the_instances():
     assert instances == int(seen["instances"]) == 20
     assert float(terms["gid_feat"]) == pytest.approx(5e-4 * feat / instances, rel=1e-4)
     assert float(terms["gid_rel"]) == pytest.approx(40 * relation, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gid_features_pull_at_the_neck_and_not_at_the_maps_that_chose_the_instances(kind):
+    out_s, out_t, batch = outputs(kind)
+    terms, seen = method("gid-f", kind)(out_s, out_t, batch)
+    maps = [value for task in out_s.maps for value in task.values()]
+    assert int(seen["instances"]) > 1 and all(value.requires_grad for value in maps)
+    neck, *others = torch.autograd.grad(sum(terms.values()), [out_s.neck, *maps], allow_unused=True)
+    assert neck.abs().sum() > 0 and all(grad is None for grad in others)
+
+
+def test_instances_that_are_all_alike_to_the_student_have_a_finite_relation():
+    region = torch.zeros(3, 2, 2, 2, requires_grad=True)
+    loss = baselines.GIDF.relation(region, torch.rand(3, 2, 2, 2, generator=torch.Generator().manual_seed(0)))
+    loss.backward()
+    assert 0 < float(loss.detach()) < 1 and region.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("n", [0, 1])
@@ -535,6 +577,20 @@ def test_label_kd_puts_the_teacher_s_sure_boxes_before_the_truth(kind):
     assert all(torch.equal(x, y) for x, y in zip(unsure.boxes + unsure.labels, batch.boxes + batch.labels, strict=True))
 
 
+def test_label_kd_teaches_the_best_500_boxes_and_no_more():
+    _, out_t, batch = outputs("center")
+    torch.manual_seed(0)
+    out_t.maps = [{name: torch.randn_like(m.repeat(1, 1, 3, 4)) for name, m in task.items()} for task in out_t.maps]
+    taught = labels_for(batch, out_t, tiny_config(label_kd=True, label_score=(0.6,)))
+    boxes, logits = baselines.all_boxes(out_t)
+    for b in range(2):
+        p = logits[b].sigmoid().amax(dim=1).tolist()
+        sure = sorted((n for n in range(len(p)) if p[n] > 0.6), key=lambda n: -p[n])
+        assert len(sure) > 500
+        assert torch.equal(taught.boxes[b], torch.cat([boxes[b, sure[:500]], batch.boxes[b]]))
+        assert torch.equal(taught.labels[b], torch.cat([logits[b, sure[:500]].argmax(dim=1), batch.labels[b]]))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_detector_trains_on_the_teacher_s_labels(kind):
     """Ninefold boxes of nuScenes, anchors, other grids: the detection loss takes them, and says something else."""
@@ -558,13 +614,13 @@ def _terms(part) -> dict[str, float]:
     for kind in KINDS[:3]:
         out_s, out_t, batch = outputs(kind)
         batch.boxes[0], batch.labels[0] = batch.boxes[0][:1], batch.labels[0][:1]  # the scans weigh differently
-        for name in METHODS:
-            distil = method(name, kind)
+        for name, changes in (*((name, {}) for name in METHODS), ("rdd", {"psi_norm": True})):
+            distil = method(name, kind, **changes)
             if part is None:
                 terms, _ = distil(out_s, out_t, batch)
             else:
                 terms, _ = distil(one_scan(out_s, part), one_scan(out_t, part), of_scan(batch, part))
-            found |= {f"{kind}: {name}: {term}": float(value.detach()) for term, value in terms.items()}
+            found |= {f"{kind}: {name} {changes}: {term}": float(value.detach()) for term, value in terms.items()}
     return found
 
 
@@ -584,7 +640,7 @@ def test_two_processes_with_a_scan_each_have_the_mean_loss_of_one_with_both(tmp_
     torch.multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     one = _terms(None)
-    assert one.keys() == first.keys() == second.keys() and len(one) == 3 * 13
+    assert one.keys() == first.keys() == second.keys() and len(one) == 3 * 15
     for term, value in one.items():
         assert (first[term] + second[term]) / 2 == pytest.approx(value, rel=1e-4, abs=1e-7), term
 

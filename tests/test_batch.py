@@ -15,6 +15,7 @@ from data.batch import (
     copies,
     load,
     object_database,
+    open_data,
     report_dropped,
     steps_per_epoch,
     training_batches,
@@ -159,6 +160,8 @@ def test_refusals():
         steps_per_epoch(3, 4)
     with pytest.raises(InputError, match="frame 000000: expected 5 values a point, found 4"):
         collate(tiny_frames(1), tiny_config(point_features=5))
+    with pytest.raises(InputError, match="expected classes of .*, no velocities and 4 values a point; it has velocities"):
+        open_data(tiny_config(velocity=True, code_weights=(1.0,) * 10), "train")
 
 
 # ---------------------------------------------------------------- the objects to paste

@@ -29,7 +29,7 @@ def some_pairs(count=400, seed=0, classes=3) -> Pairs:
     rng = np.random.default_rng(seed)
     label = rng.integers(-1, classes, count)
     points = np.where(label < 0, -1, rng.integers(0, 150, count))
-    return Pairs(rng.uniform(0, 9, count), rng.integers(0, 2, count).astype(float), rng.integers(0, 2, count),
+    return Pairs(rng.uniform(0, 9, count), rng.choice([0.0, 0.3, 1.0], count), rng.integers(0, 2, count),
                  rng.uniform(0, 8, count), label, points)  # fmt: skip
 
 
@@ -159,6 +159,21 @@ def test_measured_pairs_are_those_of_rdd(root, changes):  # noqa: F811
     assert np.allclose(found, expected, rtol=1e-4, atol=1e-5) and {m for *_, m in found} == {0.0, 1.0}
 
 
+def test_psi_s_norm_is_as_it_was_learned_not_that_of_the_frames_measured(root):  # noqa: F811
+    cfg = config(root, method="rdd", proposal_score=0.001, psi_norm=True)
+    data = open_data(cfg, "val")
+    student, teacher = settled(build(cfg), data), settled(build(replace(cfg, method="none", seed=1)), data)
+    distil = RDD(cfg, student.backbone.out_channels, teacher.backbone.out_channels)
+    (norm,) = (module for module in distil.psi if hasattr(module, "running_mean"))
+    norm.running_mean.fill_(0.3)
+    norm.running_var.fill_(4.0)
+    expected = seen_by_rdd(cfg, student, teacher, distil.eval(), [data[i] for i in range(4)])
+    for size in (1, 3):
+        pairs = measure(Stop(5, student, distil.state_dict()), teacher, cfg, data, torch.device("cpu"), batch_size=size)
+        found = sorted(zip(pairs.side.tolist(), pairs.d.tolist(), pairs.m.tolist(), strict=True))
+        assert len(found) == len(expected) > 20 and np.allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 class Scans:
     """A data set of two scans with nuScenes' classes."""
 
@@ -194,6 +209,9 @@ def test_a_student_without_psi_is_refused(root):  # noqa: F811
         measure(stop, train_module_teacher(cfg), cfg, open_data(cfg, "val"), torch.device("cpu"))
     with pytest.raises(InputError, match="psi of student .* made for another model: missing psi.0.weight"):
         measure(Stop(1, build(replace(cfg, method="rdd")), {}), train_module_teacher(cfg), cfg, open_data(cfg, "val"), "cpu")
+    of_another = Stop(1, build(replace(cfg, method="rdd")), {}, "0123456789abcdef")
+    with pytest.raises(InputError, match="learned from another teacher than --teacher"):
+        measure(of_another, train_module_teacher(cfg), cfg, open_data(cfg, "val"), "cpu")
 
 
 # ------------------------------------------------------------------ picture and command

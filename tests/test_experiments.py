@@ -1,8 +1,10 @@
 """experiments.py: a suite is all of its runs, each once, whatever stopped it and however many work at it."""
 
+import gc
 import json
 import re
 import sys
+import weakref
 from argparse import Namespace
 from dataclasses import replace
 from functools import partial
@@ -81,6 +83,9 @@ def test_tuning_gives_every_method_the_same_budget_on_other_seeds_and_scenes():
         assert apart == (name in ("tuning", "diagnosis", "diagnosis-kitti")), "scenes of no table"
         assert name == "tuning" or max(seeds[name]) < min(seeds["tuning"]), "a seed of its own"
         assert not apart or min(seeds[name]) >= 100 > max(seeds["sim-nuscenes"])
+    for layout in ("nuscenes", "kitti"):  # a frame is a function of its set's seed, its split and its number
+        made = [scenes.get("seed", 0) for name, scenes in SCENES.items() if layout in name]
+        assert len(set(made)) == len(made) == 2
 
 
 def test_tuned_rows_are_what_won_the_tuning_where_that_is_not_the_published_weight():
@@ -226,6 +231,26 @@ def test_a_run_that_fails_leaves_the_others_their_turn(suite, root, tmp_path, mo
     assert set(read_records(tmp_path / "results")) == {"big-seed0", "big-seed1", "small-none-seed0", "small-none-seed1"}
 
 
+def test_a_run_that_failed_is_let_go(suite, root, tmp_path, monkeypatch):  # noqa: F811
+    """An error's traceback holds the frames it came through, with model and optimiser; the suite goes on without them."""
+    alive = []
+
+    class Model:
+        pass
+
+    def fails(name, job, *folders):
+        gc.collect()
+        assert not [model for model in alive if model() is not None]
+        model = Model()
+        alive.append(weakref.ref(model))
+        raise InputError("step 3: loss term 'feat' is nan")
+
+    monkeypatch.setattr(experiments, "run_once", fails)
+    with pytest.raises(InputError, match="big-seed1: step 3"):
+        run_suite("trial", given(tmp_path), str(root))
+    assert len(alive) == 4  # both teachers, both students alone; the others' teachers are missing
+
+
 def test_a_record_of_other_settings_or_of_another_teacher_is_not_mixed_in(suite, root, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(evaluate, "resampled", partial(resampled, draws=5))
     run_suite("trial", given(tmp_path, variants=["none"], seeds=1), str(root))
@@ -237,6 +262,9 @@ def test_a_record_of_other_settings_or_of_another_teacher_is_not_mixed_in(suite,
     monkeypatch.setitem(experiments.SUITES, "trial", replace(suite, changes={**TINY, "epochs": 3}))
     with pytest.raises(InputError, match="seed0.json: a run with epochs = 2, the suite has now 3; move"):
         run_suite("trial", given(tmp_path, variants=["none"], seeds=1), str(root))
+    monkeypatch.setitem(experiments.SUITES, "trial", replace(suite, changes={**TINY, "eval_every": 2}))  # the same training
+    monkeypatch.setattr(experiments, "run_once", lambda *_: pytest.fail("nothing is left to run"))
+    run_suite("trial", given(tmp_path, variants=["none"], seeds=1), str(root))
 
 
 def test_pictures_of_runs_that_are_not_here_are_one_line(suite, tmp_path, capsys):
@@ -312,12 +340,14 @@ def test_processes_side_by_side_share_the_cores_and_the_gpus(tmp_path, monkeypat
     class Child:
         def __init__(self, command, env, **_):
             said.append((command[-3:], env["CUDA_VISIBLE_DEVICES"]))
+            assert env["OMP_NUM_THREADS"] == env["MKL_NUM_THREADS"] == "2"  # of 6, for each of 3
 
         def wait(self):
             return 0
 
     monkeypatch.setattr("subprocess.Popen", Child)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 6)
     for visible, expected in ((None, ["0", "1", "0"]), ("5,3", ["5", "3", "5"]), ("", ["", "", ""])):
         said = []
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

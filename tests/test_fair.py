@@ -26,7 +26,7 @@ def test_price_is_what_the_loop_spends_more_and_of_it_the_teacher(suite, root, t
     from detector import build
 
     now, method, turn, train = [0.0], [""], [-1], loop.train
-    disturbed = {0: 100, 3: 7}  # the first turn, in which everything is slow, and one of those that are counted
+    disturbed = {0: 100, 1: 0.2, 3: 7}  # the first turn, in which everything is slow, and two of those that are counted
 
     def takes(seconds):  # on a clock of the test's own: what else the machine does is not asked
         now[0] += seconds

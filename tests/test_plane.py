@@ -140,6 +140,15 @@ def test_a_point_leaves_the_student_alone_and_repeats_itself(root, changes):  # 
     assert same(student.state_dict(), before)
 
 
+def test_a_decoder_is_fitted_to_other_frames_than_it_is_judged_by(root):  # noqa: F811
+    cfg = config(root)
+    student = settled(build(cfg), open_data(cfg, "val"))
+    some, others = (open_data(replace(cfg, frames=ids), "val") for ids in (("000000", "000001"), ("000002", "000003")))
+    judged = list(features(student, others, [0, 1], "map", CPU))
+    expected = explained(fit_decoder(features(student, some, [0, 1], "map", CPU)), judged)
+    assert point_of(student, some, others, 2, "map", CPU)["r2"] == expected != explained(fit_decoder(judged), judged)
+
+
 def plane_batch(data, cfg):
     from data.batch import collate
 

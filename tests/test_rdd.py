@@ -243,6 +243,14 @@ def test_a_difference_in_one_place_is_selected_there(normalise, select):
     assert pairs.m.tolist() == [1, 0, 0, 0]  # the teacher's first proposal is the third place
 
 
+def test_gaussian_information_selects_the_uncorrelated_pair_though_another_is_farther_apart():
+    neck_t, other = torch.rand(2, 1, 6, 12, 20, generator=torch.Generator().manual_seed(7)).unbind()
+    neck_s = torch.cat([3 * neck_t[..., :10], other[..., 10:]], dim=3)  # in the left half only the scale differs: rho = 1
+    places = boxes_in_cells((5, 4), (5, 15))
+    pairs = identity_rdd(select="gaussian").compare(output(neck_s, places[:0]), output(neck_t, places))
+    assert pairs.m.tolist() == [0, 1] and pairs.d[0] > pairs.d[1]
+
+
 def test_regions_come_from_both_models():
     neck = torch.rand(1, 6, 12, 20)
     pairs = identity_rdd().compare(output(neck, boxes_in_cells((3, 4))), output(neck, boxes_in_cells((8, 9), (5, 5))))
@@ -275,6 +283,16 @@ def test_regions_of_labels_are_the_gaussian_areas_of_their_objects():
     batch.boxes = [torch.zeros(0, 7)] * 2
     terms, _ = identity_rdd(regions="labels")(out_s, out_t, batch)
     assert all(float(term) == 0 for term in terms.values())
+
+
+def test_regions_of_labels_are_cells_of_the_teacher_s_map_which_an_object_has_to_be_on():
+    """Its map is 40 m along x and 32 m along y, in cells of 1 m; the student's has others."""
+    batch = collate(tiny_frames(1), tiny_config())
+    batch.boxes = [torch.tensor([[35.4, 5.4, 0.0, 1.0, 1.0, 1.0, 0.0], [5.4, 35.4, 0.0, 1.0, 1.0, 1.0, 0.0]])]
+    out_t = output(torch.rand(1, 6, 32, 40), boxes_in_cells(), geometry=Geometry(0.0, 0.0, 1.0, 1.0))
+    out_s = output(torch.rand(1, 6, 80, 80), boxes_in_cells(), geometry=Geometry(-0.2, -0.2, 0.5, 0.5))
+    pairs = identity_rdd(regions="labels").compare(out_s, out_t, batch)
+    assert pairs.regions.tolist() == [[0, 33, 3, 38, 8]]  # the least radius, 2 cells, around cell (5, 35)
 
 
 def test_psi_without_its_norm_is_a_convolution_and_a_relu():

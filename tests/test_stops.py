@@ -54,6 +54,19 @@ def test_a_stop_is_kept_and_a_killed_command_goes_on(pair, tmp_path, monkeypatch
         next(stops(replace(cfg, lr=1e-4), tmp_path / "run", teacher, [2]))
 
 
+def test_a_kept_stop_is_not_handed_out_under_another_teacher(pair, tmp_path, monkeypatch):
+    """All stops are there, so nothing is trained, and nothing else would see that the pair is another."""
+    cfg, teacher = pair
+    list(stops(cfg, tmp_path / "run", teacher, [2, 4]))
+    other = train_module_teacher(cfg)
+    with torch.no_grad():
+        next(other.parameters()).mul_(2)
+    monkeypatch.setattr(loop, "train", lambda *args, **options: pytest.fail("nothing is left to train"))
+    with pytest.raises(InputError, match="stop-2.pt: learned from another teacher than --teacher"):
+        next(stops(cfg, tmp_path / "run", other, [2, 4]))
+    assert [stop.step for stop in stops(cfg, tmp_path / "run", teacher, [2, 4])] == [2, 4]
+
+
 def test_without_a_method_there_is_nothing_of_its_own(pair, tmp_path):
     cfg = replace(pair[0], method="none")
     (stop,) = stops(cfg, tmp_path / "run", None, [1])
@@ -69,9 +82,11 @@ def test_steps_are_at_equal_distances_and_end_with_the_run(pair):
 
 
 def test_the_students_config_is_its_preset_on_the_teachers_data(tmp_path):
-    teacher = tiny_config(data="kitti")
+    teacher = tiny_config(data="kitti", root=str(tmp_path), frames=("000001",), fov_only=False)
     cfg = student_config("cp-voxel-xxs-cpu", Namespace(reading="printed", workers=0, root="there", epochs=2), teacher)
     assert (cfg.data, cfg.root, cfg.method, cfg.epochs, cfg.normalise) == ("kitti", "there", "rdd", 2, "softmax")
+    cfg = student_config("cp-voxel-xxs-cpu", Namespace(reading=None, workers=0, fov_only=True), teacher)
+    assert (cfg.root, cfg.frames, cfg.fov_only) == (str(tmp_path), ("000001",), True)
     nuscenes = student_config("cp-voxel-xxs-cpu", Namespace(reading="default", workers=0, data="nuscenes"), teacher)
     assert nuscenes.data == "nuscenes" and len(nuscenes.classes) == 10 and nuscenes.normalise == "none"
     with pytest.raises(InputError, match="unknown preset 'cp-voxel-xx-cpu' .did you mean cp-voxel-xxs-cpu"):

@@ -19,6 +19,7 @@ from torch.utils import backend_registration
 import train as train_module
 from baselines import METHODS
 from cli import InputError
+from config import from_json
 from data import batch as batch_module
 from data.kitti import objects_from_boxes, read_calibration, write_objects
 from detector import build
@@ -286,6 +287,12 @@ def test_two_processes_have_the_curve_of_one(root, tmp_path):
         for key in ("loss", "cls", "reg", "feat", "logit", "grad_norm"):
             assert y[key] == pytest.approx(x[key], rel=1e-3), (x["step"], key)
     assert a[0]["loss"] == pytest.approx(b[0]["loss"], rel=1e-5)
+    one, two = (read_checkpoint(tmp_path / name / "last.pt") for name in ("one", "two"))
+    cfg, teacher = from_json(one["config"]), load_detector(tmp_path / "teacher" / "last.pt")[0]
+    psi = start_distilling(cfg, build(cfg), teacher, torch.device("cpu")).state_dict()
+    for name, before in psi.items():  # its gradient is averaged over the processes too
+        apart, moved = (two["distil"][name] - one["distil"][name]).norm(), (one["distil"][name] - before).norm()
+        assert apart < 0.05 * moved, name
 
 
 # ---------------------------------------------------------------- it learns
@@ -366,7 +373,10 @@ def command(*words):
 
 @pytest.mark.parametrize(("words", "hint"), [
     ((), "nothing to train"), (("--teacher", "cp-voxle"), "did you mean cp-voxel"), (("--studnet",), "did you mean --student"),
-    (("--student", "--method", "rdd"), "needs a --teacher"), (("--student", "runs/none/last.pt"), "no such checkpoint"),
+    (("--student", "--method", "rdd"), "--method rdd: needs a --teacher"),
+    (("--student", "--inherit"), "--inherit or --label-kd: needs a --teacher"),
+    (("--student", "--label-kd"), "--inherit or --label-kd: needs a --teacher"),
+    (("--student", "runs/none/last.pt"), "no such checkpoint"),
     (("--student", "--data", "kity"), "did you mean kitti"),
     (("--student", "--workers", "-1"), "--workers: expected a number from 0 on; found -1"),
     (("--student", "--stop-after", "0"), "--stop-after: expected a number from 1 on; found 0"),
@@ -423,14 +433,15 @@ def test_best_is_the_best_evaluation_also_after_a_stop(root, tmp_path, monkeypat
     scores = {2: 5.0, 4: 9.0, 6: 7.0}
     monkeypatch.setattr("runs.evaluate_detector", lambda *args, **words: {})
     for stop_after in (4, None):
-        here = iter([scores[k] for k in ((2, 4) if stop_after else (6,))])
-        monkeypatch.setattr("runs.headline", lambda _, here=here: {"moderate_map_3d": next(here)})
+        here = ({"moderate_map_3d": scores[k], "moderate_map_bev": 10 - scores[k]} for k in ((2, 4) if stop_after else (6,)))
+        monkeypatch.setattr("runs.headline", lambda _, here=here: next(here))
         train(config(root, epochs=3, eval_every=1), tmp_path / "run", stop_after=stop_after)
     best, last = (read_checkpoint(tmp_path / "run" / f"{name}.pt") for name in ("best", "last"))
     assert (best["step"], best["best"], last["step"], last["best"]) == (4, 9.0, 6, 9.0)
 
 
-def test_the_optimiser_is_told_what_the_options_and_the_schedule_say(root, tmp_path, monkeypatch):
+@pytest.mark.parametrize("method", ["none", "rdd"])
+def test_the_optimiser_is_told_what_the_options_and_the_schedule_say(root, tmp_path, monkeypatch, method):
     told, step = [], torch.optim.AdamW.step
 
     def noted(optimizer, *args, **words):
@@ -440,14 +451,16 @@ def test_the_optimiser_is_told_what_the_options_and_the_schedule_say(root, tmp_p
         return step(optimizer, *args, **words)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", noted)
-    cfg = config(root, epochs=3, clip=0.01, weight_decay=0.25, log_every=4, eval_every=2)
-    train(cfg, tmp_path / "run", stop_after=3)
-    train(cfg, tmp_path / "run")
+    cfg = config(root, method=method, epochs=3, clip=0.01, weight_decay=0.25, log_every=4, eval_every=2)
+    teacher = None if method == "none" else train_module_teacher(cfg)
+    train(cfg, tmp_path / "run", teacher, stop_after=3)
+    train(cfg, tmp_path / "run", teacher)
     assert len(told) == 6
     for k, (lr, betas, decay, norm) in enumerate(told):
         expected_lr, beta1 = one_cycle(k, 6, cfg.lr)
         assert lr == expected_lr and betas == (beta1, 0.99) and decay == 0.25 and norm == pytest.approx(0.01, rel=1e-3)
-    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 5, 6]
+    logged = [1, 5, 6] if method == "none" else [1, 2, 3, 4, 5, 6]  # pulls are measured about ten times a run
+    assert [line["step"] for line in metrics(tmp_path / "run")] == logged
     assert [line["step"] for line in metrics(tmp_path / "run", "eval")] == [4, 6]
 
 
@@ -523,6 +536,22 @@ def test_a_checkpoint_s_data_set_is_taken_without_being_named(root, tmp_path):
     assert command(*pair, "--print-config").stdout.count("data               kitti") == 2
     done = command(*pair, "--classes", "Car", "--paste", "1")
     assert done.returncode == 2 and "differ in classes" in done.stderr
+
+
+def test_the_student_of_a_trained_teacher_has_its_scenes(root, tmp_path):
+    """Not those in the default folder, which may be others, or made for the occasion."""
+    train(config(root, epochs=1, frames=("000001", "000002"), sweeps=7), tmp_path / "teacher", stop_after=1)
+    pair = ("--teacher", str(tmp_path / "teacher" / "last.pt"), "--student", "cp-voxel-xxs-cpu")
+    teacher, student = options_of(*pair)
+    for name in ("root", "frames", "version", "sweeps", "fov_only"):
+        assert student[name] == teacher[name], name
+    assert student["root"] == str(root) and student["fov_only"] == "False" and student["sweeps"] == "7"
+    given = options_of(*pair, "--root", "elsewhere", "--fov-only", "--frames", "000003", "--sweeps", "1")[1]
+    assert (given["root"], given["fov_only"], given["frames"], given["sweeps"]) == ("elsewhere", "True", "('000003',)", "1")
+    root.rename(tmp_path / "moved")
+    done = command(*pair, "--print-config")
+    assert done.returncode == 2 and f"the teacher was trained on {root}, which is not there; expected the --root" in done.stderr
+    assert options_of(*pair, "--root", str(tmp_path / "moved"))[1]["root"] == str(tmp_path / "moved")
 
 
 def test_a_student_s_checkpoint_goes_on_with_its_own_method(root, tmp_path):

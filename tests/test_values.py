@@ -16,6 +16,7 @@ from values import check_values
     ({"voxel_size": (0.2,)}, "--voxel-size: expected x,y,z"), ({"point_range": (0.0, 1.0)}, "--point-range"),
     ({"encoder_channels": (16,)}, "--encoder-channels: expected 4 numbers or more; found 16"),
     ({"width": (0.01,)}, "--width: 0.01 leaves a layer of 16 channels none"), ({"down_kernel": 0}, "--down-kernel"),
+    ({"down_kernel": 4}, "--down-kernel: expected 2 or 3; found 4"), ({"seed": 2**63}, "--seed: expected a number below 2^63"),
     ({"head_channels": 0}, "--head-channels: expected a whole number from 1 on; found 0"), ({"bev_channels": (0, 0)}, "--bev-"),
     ({"classes": ("Car",) * 3}, "--classes: expected each class once; found Car,Car,Car"), ({"classes": ("Van",)}, "give both"),
     ({"clip": float("nan")}, "--clip"), ({"max_voxels": -1}, "--max-voxels"), ({"max_points": -1}, "--max-points"),

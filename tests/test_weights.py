@@ -456,3 +456,8 @@ def test_a_wider_student_or_one_of_another_kind_cannot_inherit(changes, hint):
     with pytest.raises(InputError, match=hint) as error:
         inherit(build(tiny_config(**changes)), build(tiny_config()))
     assert one_line(error)
+
+
+def test_a_corner_of_a_larger_kernel_is_no_smaller_kernel():
+    with pytest.raises(InputError, match=r"--inherit: encoder.stages.1.0.conv.weight of .* is no part of"):
+        inherit(build(tiny_config()), build(tiny_config(down_kernel=3)))
