@@ -62,7 +62,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
         level = {"easy": 0.0, "moderate": ap, "hard": 0.0}
         record = {"teacher": "big", "student": student, "variant": variant, "seed": seed, "epochs": 8, "steps": 10,
                   "method": variant.split(",")[0], "seconds": 60.0, "price": price, "config": {},
-                  "parameters": 1000 if student == "small" else 4000, "macs": 2e9 if student == "small" else 8e9,
+                  "parameters": 1000 if student == "small" else 5000, "macs": 2e9 if student == "small" else 8e9,
                   "scores": [{"moderate_map_3d": 0.0}, {"moderate_map_3d": ap, "moderate_map_bev": 2 * ap, "step": 10}],
                   "last": {"strict": {"Car": {"AP_R40": {"3d": level}}, "Cyclist": {"AP_R40": {"3d": None}}}},
                   "resampled": {"moderate_map_3d": [ap - 1, ap, ap + 1], "moderate_map_bev": [2 * ap] * 3}, **more}  # fmt: skip

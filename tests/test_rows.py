@@ -30,6 +30,12 @@ def test_a_variant_of_another_schedule_is_beside_the_student_alone_of_that_sched
     assert ahead == {"none": None, "rdd": 3.0, "none, 12 epochs": 4.0, "rdd, 12 epochs": 1.0}
 
 
+def test_a_class_has_percents_of_either_data_set_s_measure():
+    strict = {"Car": {"AP_R40": {"3d": {"easy": 90.0, "moderate": 70.0, "hard": 60.0}}}, "Cyclist": {"AP_R40": {"3d": None}}}
+    assert rows.classes({"last": {"strict": strict}}) == {"Car 3D": 70.0, "Cyclist 3D": 0.0}
+    assert rows.classes({"last": {"mean_dist_aps": {"car": 0.625, "barrier": 0.0}}}) == {"car": 62.5, "barrier": 0.0}
+
+
 def test_a_method_without_a_label_has_its_own_name(monkeypatch):
     monkeypatch.setattr(rows, "METHODS", (*rows.METHODS, "mine"))
     said = {name: rows.label_of({"student": "s", "method": name, "as_long_as": []}) for name in (

@@ -1,6 +1,7 @@
 """Tables: means, intervals with a known answer, dashes, and a README that is out of step."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -31,6 +32,8 @@ def test_rows_are_means_over_seeds_all_seeds_are_shown_and_what_nobody_ran_is_a_
     assert alone["mAP 3D"] == "15.0 ± 7.1" and alone["mAP BEV"] == "30.0 ± 14.1" and alone["mAP 3D of each"] == "10.0, 20.0"
     assert alone["Car 3D"] == "15.0" and alone["Cyclist 3D"] == "0.0", "a class without a result counts as 0"
     assert rdd["mAP 3D"].startswith("20.5") and rdd["seeds"] == "2"
+    ahead, low, high = map(float, re.findall(r"[-+][\d.]+", next(rdd[name] for name in rdd if name.startswith("vs. alone"))))
+    assert low < ahead == 11.0 < high  # of the last metric, mAP BEV
     assert cells(text, "teacher `big`")["mAP 3D"] == "50.0", "one seed has no spread"
     assert set(hint.values()) <= {"`small` + Hint", "—", ""}
 
@@ -84,8 +87,11 @@ def test_a_variant_at_equal_share_stands_under_its_own_and_shares_are_means(writ
     assert shares["`small` + RDD (default)"] == "feat 0.500, logit 0.001"
     assert shares["`small` + Hint, equal share"] == "hint 0.500"
     assert shares["`small` alone"] == "—" and lines["`small` + Hint"]["price"] == "1.50 (1.12)"
+    short = cells(table.suite_table("trial", folder, short=True), "`small` + Hint")
+    assert short["price"] == "1.50 (1.12)" and "share of the gradient" not in short, "the suite asks for equal time"
+    monkeypatch.setitem(SUITES, "trial", replace(SUITES["trial"], equal_time=False))
     short = cells(table.suite_table("trial", folder, short=True), "`small` + RDD (default)")
-    assert short["share of the gradient"] == shares["`small` + RDD (default)"] and "price" not in short, "what the suite is about"
+    assert short["share of the gradient"] == shares["`small` + RDD (default)"] and "price" not in short, "it does not"
 
 
 def test_a_student_that_nobody_ran_is_one_line_of_dashes(write, monkeypatch):
