@@ -110,8 +110,8 @@ def open_data(cfg: Config, split: str) -> "Kitti | NuScenes":
     if unknown or cfg.point_features > 4 or cfg.velocity:
         found = f"class {unknown[0]!r}{did_you_mean(unknown[0], CLASSES)}" if unknown else "velocities" if cfg.velocity else (
             f"{cfg.point_features} values")  # fmt: skip
-        raise InputError(f"preset {cfg.preset} does not fit {cfg.root}: expected classes of {', '.join(CLASSES)}, no velocities"
-                         f" and 4 values a point; it has {found}")  # fmt: skip
+        raise InputError(f"preset {cfg.preset} does not fit {cfg.root}: expected classes of {', '.join(CLASSES)} without"
+                         f" velocities, and 4 values a point; it has {found}")  # fmt: skip
     return Kitti(cfg.root, split, cfg.frames, cfg.fov_only)
 
 
