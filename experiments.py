@@ -161,7 +161,7 @@ def check_same_runs(every: list[Job], records: dict[str, dict[str, Any]], result
                 before = from_json(records[job.name]["config"])
             except InputError as error:
                 raise InputError(f"{results / job.name}.json: {error}") from None
-            if other := [k for k in differences(before, job.cfg) if k not in ("root", "eval_every")]:  # neither trains
+            if other := [k for k in differences(before, job.cfg) if k not in ("root", "eval_every")]:  # no part of training
                 raise InputError(f"{results / job.name}.json: a run with {other[0]} = {getattr(before, other[0])}, the suite has "
                                  f"now {getattr(job.cfg, other[0])}; move results and runs away to start anew")  # fmt: skip
 
