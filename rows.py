@@ -16,7 +16,8 @@ NEEDED = ("teacher", "student", "variant", "seed", "epochs", "steps", "parameter
 LABELS = {"hinton": "Hinton KD", "hint": "Hint", "mimic": "Mimic", "fg": "FG", "gid-f": "GID-F", "gid-l": "GID-L", "lad": "LAD",
           "pp-logit": "PP-Logit", "point-distiller": "PointDistiller", "rdd": "RDD (default)", "rdd-printed": "RDD as printed",
           "rdd-paper-weights": "RDD, the paper's psi and alphas", "rdd-feat": "RDD, L_feat only",
-          "rdd-logit": "RDD, L_logit only", "fade": "RDD, fading", "fg fade": "FG, fading"}  # fmt: skip
+          "rdd-feat labels": "RDD, L_feat only, around the labels", "rdd-logit": "RDD, L_logit only",
+          "rdd-logit x10": "RDD, L_logit only x10", "fade": "RDD, fading", "fg fade": "FG, fading"}  # fmt: skip
 # The paper's tables 3 and 4 (arXiv 2308.10308): nuScenes mAP / NDS, KITTI moderate mAP 3D (R40).
 PAPER = {
     ("cp-voxel", "teacher"): "56.6/64.7", ("cp-pillar", "teacher"): "49.1/59.7", ("second", "teacher"): "67.2",

@@ -114,7 +114,8 @@ SUITES = {
     # Tables 1 and 2, figure 5a, and the paper's silences one at a time: over the runs of sim-nuscenes, its XXS pair
     "regions": over_headline(variants={"hint": {"method": "hint"}, "fg": {"method": "fg"}, "rdd-feat": rdd(alpha2=0.0),
         "rdd-feat labels": rdd(alpha2=0.0, regions="labels", select="all")}),
-    "losses": over_headline(variants={"rdd-feat": rdd(alpha2=0.0), "rdd-logit": rdd(alpha1=0.0), "rdd": rdd()}),
+    "losses": over_headline(variants={"rdd-feat": rdd(alpha2=0.0), "rdd-logit": rdd(alpha1=0.0),
+        "rdd-logit x10": rdd(alpha1=0.0, alpha2=2.0), "rdd": rdd()}),
     "sensitivity": over_headline(variants={"rdd": rdd(), "rdd-printed": rdd(**PRINTED),  # lambda 0.1
         **{f"lambda {x:g}": rdd(**{**PRINTED, "lam": x}) for x in (0.0, 0.02, 0.05, 0.2, 0.5)},
         **{f"alpha1 {x:g}": rdd(alpha1=x) for x in (0.05, 0.1, 0.2, 0.5, 1.0, 5.0)},
