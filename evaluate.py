@@ -68,7 +68,7 @@ def evaluate_detector(detector: "Detector", dataset: "Kitti | NuScenes", device:
         writable_folder(export)
     found = detect(detector, dataset, device, batch_size, workers)
     if detector.cfg.layout == "nuscenes":
-        return parallel.of_first(lambda: nuscenes_scores(dataset, found, export))
+        return parallel.of_first(lambda: nuscenes_scores(dataset, found, export, detector.cfg.classes))
     return parallel.of_first(lambda: kitti_scores(dataset, found, export, detector.cfg.classes))
 
 
@@ -96,7 +96,7 @@ def kitti_objects(dataset: "Kitti", found: dict[str, tuple]) -> tuple[list, list
     return [dataset.objects(i) for i in range(len(dataset))], objects
 
 
-def nuscenes_scores(dataset: "NuScenes", found: dict[str, tuple], export: Path | None) -> dict:
+def nuscenes_scores(dataset: "NuScenes", found: dict[str, tuple], export: Path | None, classes: tuple[str, ...]) -> dict:
     """nuScenes' metrics, of the submission file that is written on the way: export/results.json, or a temporary one. {} of
     frames without labels, as of the test split, whose file it is that is wanted."""
     import tempfile
@@ -109,8 +109,8 @@ def nuscenes_scores(dataset: "NuScenes", found: dict[str, tuple], export: Path |
         if export and not any(dataset.names(i) for i in range(len(dataset))):
             return {}
         if not any(len(boxes) for boxes, *_ in found.values()):  # the official tool takes no file without a box
-            return nothing_found()
-        result, _ = evaluate(dataset.tables, dataset.ids, path)
+            return nothing_found(classes)
+        result, _ = evaluate(dataset.tables, dataset.ids, path, classes)
     return result
 
 
@@ -132,9 +132,9 @@ def resampled(dataset: "Kitti | NuScenes", found: dict[str, tuple], cfg: Config,
             with tempfile.TemporaryDirectory() as temporary:
                 write_json(path := Path(temporary) / "results.json", dataset.submission(found), indent=None)
                 labels, predictions, ego, _ = load(dataset.tables, dataset.ids, path)
-            score = lambda i: summary(curves(draw_samples(labels, i), draw_samples(predictions, i), ego[i]))  # noqa: E731
+            score = lambda i: summary(curves(*(draw_samples(boxes, i) for boxes in (labels, predictions)), ego[i], cfg.classes))  # noqa: E731
         else:
-            score = lambda _: nothing_found()  # noqa: E731
+            score = lambda _: nothing_found(cfg.classes)  # noqa: E731
     else:
         from metrics.kitti import draw_frames, gather, moderate
 

@@ -20,7 +20,7 @@ dims: S samples · L labels · D predictions (of all samples, in a row) · P pai
 
 import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
@@ -66,15 +66,17 @@ class Boxes:
         return Boxes(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
-def evaluate(tables: "Tables", samples: list[str], path: Path) -> tuple[dict, dict]:
+def evaluate(tables: "Tables", samples: list[str], path: Path, classes: Sequence[str] = CLASSES) -> tuple[dict, dict]:
     """The official metrics of a results file on samples (tokens): it must hold these and no others.
+
+    classes: over which of the ten means are taken; fewer for a detector that knows no others.
 
     Returns, named as by the devkit, {"label_aps": {class: {"0.5": AP, ..}}, "mean_dist_aps": {class: AP}, "mean_ap",
     "label_tp_errors": {class: {error: value, None: it has none}}, "tp_errors", "tp_scores", "nd_score"}; and how many boxes
     each filter leaves, {"labels": {step: n}, "predictions": ..}. Raises InputError as told at `read_results`.
     """
     labels, predictions, ego, counts = load(tables, samples, path)
-    found = curves(labels, predictions, ego)
+    found = curves(labels, predictions, ego, classes)
     for name, limits in found.items():
         # The devkit stops here too: past the recall that was reached its confidence is 0, which then were a rise.
         if any((np.diff(curve["confidence"]) > 0).any() for curve in limits.values()):
@@ -120,13 +122,14 @@ def summary(found: dict) -> dict:
         errors[name] |= dict.fromkeys(UNDEFINED.get(name, ()))
     class_aps = {name: float(np.mean(list(limits.values()))) for name, limits in aps.items()}
     mean_ap = float(np.mean(list(class_aps.values())))
-    means = {e: float(np.mean([row[e] for row in errors.values() if row[e] is not None])) for e in ERRORS}
+    defined = {e: [row[e] for row in errors.values() if row[e] is not None] for e in ERRORS}
+    means = {e: float(np.mean(values or [1.0])) for e, values in defined.items()}  # [1.0]: of barriers alone
     scores = {e: max(0.0, 1 - mean) for e, mean in means.items()}
     return {"label_aps": aps, "mean_dist_aps": class_aps, "mean_ap": mean_ap, "label_tp_errors": errors,
             "tp_errors": means, "tp_scores": scores, "nd_score": (5 * mean_ap + sum(scores.values())) / 10}  # fmt: skip
 
 
-def curves(labels: Boxes, predictions: Boxes, ego: np.ndarray) -> dict:
+def curves(labels: Boxes, predictions: Boxes, ego: np.ndarray, classes: Sequence[str] = CLASSES) -> dict:
     """{class: {"0.5": {"precision": (101,), "confidence": (101,)}, ..}} over RECALL; the five errors too at "2.0".
 
     The boxes are those that the filters left; ego: (S, 2), the ego vehicle's x and y, metres.
@@ -136,6 +139,8 @@ def curves(labels: Boxes, predictions: Boxes, ego: np.ndarray) -> dict:
     partner = _match(labels, predictions, ego)  # (D, T)
     result: dict = {}
     for c, name in enumerate(CLASSES):
+        if name not in classes:
+            continue
         rows, count = np.flatnonzero(predictions.kind == c), int((labels.kind == c).sum())
         ours, result[name] = predictions[rows], {}
         for t, limit in enumerate(LIMITS):
@@ -160,10 +165,11 @@ def read_annotations(of: "Callable[[str], list[Annotation]]", samples: list[str]
     )
 
 
-def nothing_found() -> dict:
+def nothing_found(classes: Sequence[str] = CLASSES) -> dict:
     """The numbers of a detector without a single box, of which the official tool makes an error: APs 0, errors 1."""
-    errors = {name: {e: None if e in UNDEFINED.get(name, ()) else 1.0 for e in ERRORS} for name in CLASSES}
-    return {"label_aps": {name: {str(t): 0.0 for t in LIMITS} for name in CLASSES}, "mean_dist_aps": dict.fromkeys(CLASSES, 0.0),
+    classes = [name for name in CLASSES if name in classes]
+    errors = {name: {e: None if e in UNDEFINED.get(name, ()) else 1.0 for e in ERRORS} for name in classes}
+    return {"label_aps": {name: {str(t): 0.0 for t in LIMITS} for name in classes}, "mean_dist_aps": dict.fromkeys(classes, 0.0),
             "mean_ap": 0.0, "label_tp_errors": errors, "tp_errors": dict.fromkeys(ERRORS, 1.0),
             "tp_scores": dict.fromkeys(ERRORS, 0.0), "nd_score": 0.0}  # fmt: skip
 
@@ -364,7 +370,9 @@ def format_table(result: dict, counts: dict | None = None) -> str:
     lines += ["", f"{'':<20}" + "".join(f"{h:>9}" for h in [*(f"AP {t}m" for t in LIMITS), *"AP ATE ASE AOE AVE AAE".split()])]
     for name, values in rows.items():
         lines.append(f"{name:<20}" + "".join(f"{'-':>9}" if value is None else f"{value:>9.4f}" for value in values))
-    return "\n".join([*lines, "", f"mAP {result['mean_ap']:.4f}    NDS {result['nd_score']:.4f}", "", *LEGEND])
+    known = len(result["label_aps"])
+    few = f"    ({known} of nuScenes' {len(CLASSES)} classes)" if known < len(CLASSES) else ""
+    return "\n".join([*lines, "", f"mAP {result['mean_ap']:.4f}    NDS {result['nd_score']:.4f}{few}", "", *LEGEND])
 
 
 LEGEND = (

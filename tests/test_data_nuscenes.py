@@ -745,10 +745,11 @@ def test_balanced_indices_draw_each_class_as_often():
 def test_perfect_detections_written_as_a_submission_have_no_error(real_nuscenes, tmp_path):
     """Labels -> Frame -> results file in the global frame -> official metric: the whole chain there and back."""
     from evaluate import headline, nuscenes_scores
+    from metrics.nuscenes import CLASSES
 
     data = NuScenes(real_nuscenes, VERSION, "all", sweeps=1)
     (boxes, names), (token,) = data.boxes(0), data.ids
-    result = nuscenes_scores(data, {token: (np.nan_to_num(boxes), np.full(len(boxes), 0.9), list(names))}, tmp_path)
+    result = nuscenes_scores(data, {token: (np.nan_to_num(boxes), np.full(len(boxes), 0.9), list(names))}, tmp_path, CLASSES)
     written = json.loads((tmp_path / "results.json").read_text())
     assert set(written["results"]) == {token} and written["meta"]["use_lidar"] is True
     found = {name for name, ap in result["mean_dist_aps"].items() if ap > 0}
@@ -759,7 +760,7 @@ def test_perfect_detections_written_as_a_submission_have_no_error(real_nuscenes,
             # The tilt of the vehicle is no part of a Frame's boxes: a thousandth is lost on the way.
             assert (result["label_tp_errors"][name][error] or 0) < 2e-3, (name, error)
     assert headline(result) == {"nds": 100 * result["nd_score"], "map": 100 * result["mean_ap"]}
-    nothing = nuscenes_scores(data, {token: (np.zeros((0, 9)), np.zeros(0), []) for token in data.ids}, None)
+    nothing = nuscenes_scores(data, {token: (np.zeros((0, 9)), np.zeros(0), []) for token in data.ids}, None, CLASSES)
     assert nothing["nd_score"] == 0 and nothing.keys() == result.keys()
     assert nothing["label_tp_errors"].keys() == result["label_tp_errors"].keys()
 
@@ -775,6 +776,7 @@ def test_scenes_are_those_of_the_tables(root, tables, frames):
 
 
 def test_resampling_draws_whole_scenes(root, tables, tmp_path):
+    from config import override
     from evaluate import headline, nuscenes_scores, resampled
     from metrics.nuscenes import evaluate
 
@@ -808,8 +810,13 @@ def test_resampling_draws_whole_scenes(root, tables, tmp_path):
     assert resampled(data, found, cfg, draws=20) == {name: pytest.approx(row, abs=1e-3) for name, row in expected.items()}
     alone = NuScenes(root, VERSION, "mini_val", sweeps=1)  # one scene: every draw is itself
     found = {token: found[token] for token in alone.ids}
-    plain = headline(nuscenes_scores(alone, found, None))
+    plain = headline(nuscenes_scores(alone, found, None, cfg.classes))
     assert resampled(alone, found, cfg, draws=5) == {name: pytest.approx([value] * 5, abs=1e-3) for name, value in plain.items()}
+    few = override(cfg, {"classes": ("car", "barrier")})  # a detector of two classes: the means are theirs
+    plain = nuscenes_scores(alone, found, None, few.classes)
+    assert plain["mean_ap"] == np.mean([plain["mean_dist_aps"][name] for name in few.classes]) != 0
+    assert resampled(alone, found, few, draws=2) == {name: pytest.approx([value] * 2, abs=1e-3)
+                                                     for name, value in headline(plain).items()}  # fmt: skip
     nothing = dict.fromkeys(data.ids, (np.zeros((0, 9)), np.zeros(0), []))
     assert resampled(data, nothing, cfg, draws=2) == {"nds": [0, 0], "map": [0, 0]}
 

@@ -526,6 +526,27 @@ def test_the_table_names_every_number(tmp_path):
     assert ["mAP", f"{result['mean_ap']:.4f}", "NDS", f"{result['nd_score']:.4f}"] in lines
 
 
+@pytest.mark.parametrize("classes", [("truck", "car"), ("barrier",), ("pedestrian", "traffic_cone", "bus")])
+def test_a_detector_of_fewer_classes_is_scored_over_them(tmp_path, classes):
+    """Class by class nothing changes; the means are those of its classes, and an error that none of them has counts as 1."""
+    samples = crowded(6)
+    results = {f"s{i}": [found | {"sample_token": f"s{i}"} for found in boxes] for i, (_, boxes) in enumerate(samples)}
+    of, path = Tables(*[labels for labels, _ in samples]), write(tmp_path, results)
+    (every, counts), (few, counted) = N.evaluate(of, list(results), path), N.evaluate(of, list(results), path, classes)
+    assert counts == counted and list(few["label_aps"]) == [name for name in N.CLASSES if name in classes]
+    for key in ("label_aps", "mean_dist_aps", "label_tp_errors"):
+        assert few[key] == {name: every[key][name] for name in classes}
+    aps = [every["mean_dist_aps"][name] for name in classes]
+    assert few["mean_ap"] == pytest.approx(sum(aps) / len(aps)) != every["mean_ap"]
+    for e in N.ERRORS:
+        values = [v for name in classes if (v := every["label_tp_errors"][name][e]) is not None] or [1.0]
+        assert few["tp_errors"][e] == pytest.approx(sum(values) / len(values))
+    assert few["nd_score"] == pytest.approx((5 * few["mean_ap"] + sum(max(0, 1 - few["tp_errors"][e]) for e in N.ERRORS)) / 10)
+    assert f"({len(classes)} of nuScenes' 10 classes)" in N.format_table(few) and " classes)" not in N.format_table(every)
+    nothing = N.nothing_found(classes)
+    assert nothing["label_tp_errors"].keys() == few["label_tp_errors"].keys() and nothing["nd_score"] == 0
+
+
 # ---- as a program
 
 
