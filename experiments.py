@@ -153,10 +153,14 @@ def run_suite(name: str, given: Any, root: str) -> None:
 
 def check_same_runs(every: list[Job], records: dict[str, dict[str, Any]], results: Path) -> None:
     """A record counts for the run that the suite means today. Raises InputError for another one, naming what differs."""
-    from runs import differences
+    from runs import differences, made_with
 
     for job in every:
         if job.name in records:
+            data, trained_on = made_with(job.cfg.root), records[job.name].get("data")
+            if data and trained_on not in (None, data):  # None: older records do not know theirs
+                raise InputError(f"{results / job.name}.json: a run on {trained_on or 'data not simulated'}, in {job.cfg.root} "
+                                 f"there is {data}; move results and runs away to start anew")  # fmt: skip
             try:
                 before = from_json(records[job.name]["config"])
             except InputError as error:
@@ -218,7 +222,7 @@ def run_once(suite: str, job: Job, runs: Path, results: Path, keep_outputs: bool
         "resampled": resampled(validation, found, job.cfg), "commit": began["commit"],
         "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
         "machine": began["machine"], "threads": int(began["threads"]), "date": time.strftime("%Y-%m-%d"),
-        "weights": fingerprint(detector), "teacher_weights": fingerprint(teacher) if teacher else None,
+        "data": began.get("data"), "weights": fingerprint(detector), "teacher_weights": fingerprint(teacher) if teacher else None,
         "config": json.loads((folder / "config.json").read_text()),
     }  # fmt: skip
     results.mkdir(parents=True, exist_ok=True)

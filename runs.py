@@ -57,6 +57,12 @@ def machine() -> str:
     return f"{os.cpu_count()} cores, {kind}, {gpu}, torch {torch.__version__.split('+')[0]}"
 
 
+def made_with(root: str) -> str:
+    """The settings and version of a simulated data set, which fix every point of it, in one line; "" of other data."""
+    path = Path(root) / "simulation.json"
+    return " ".join(path.read_text(encoding="utf-8", errors="replace").split()) if path.is_file() else ""
+
+
 def check_same_run(folder: Path, cfg: Config) -> dict[str, Any] | None:
     """The last checkpoint in a folder, or None. Raises InputError when it is another run's, naming what differs."""
     last = folder / "last.pt"
@@ -167,7 +173,8 @@ class RunFolder:
         (self.path / "config.json").write_text(json.dumps(to_json(self.cfg), indent=1))
         (self.path / "command.txt").write_text(shlex.join(sys.argv) + "\n")
         (self.path / "environment.txt").write_text(
-            f"commit {commit()}\npython {platform.python_version()}\nmachine {machine()}\nthreads {torch.get_num_threads()}\n")
+            f"commit {commit()}\npython {platform.python_version()}\nmachine {machine()}\nthreads {torch.get_num_threads()}\n"
+            f"data {made_with(self.cfg.root)}\n")
         (self.path / "metrics.jsonl").write_text("")
 
     def _forget_after(self, step: int) -> None:

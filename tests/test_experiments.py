@@ -267,6 +267,28 @@ def test_a_record_of_other_settings_or_of_another_teacher_is_not_mixed_in(suite,
     run_suite("trial", given(tmp_path, variants=["none"], seeds=1), str(root))
 
 
+def test_a_record_of_other_data_is_not_mixed_in(suite, root, tmp_path, monkeypatch):  # noqa: F811
+    """A simulated root says with which settings and version it was made; whoever simulates it anew may get other scenes."""
+    monkeypatch.setattr(evaluate, "resampled", partial(resampled, draws=5))
+    one = given(tmp_path, variants=["none"], seeds=1)
+    (root / "simulation.json").write_text(json.dumps({"version": 1, "train": 4}, indent=2) + "\n")
+    run_suite("trial", one, str(root))
+    records = read_records(tmp_path / "results")
+    assert {record["data"] for record in records.values()} == {'{ "version": 1, "train": 4 }'}
+    monkeypatch.setattr(experiments, "run_once", lambda *_: pytest.fail("nothing is left to run"))
+    run_suite("trial", one, str(root))
+    (root / "simulation.json").write_text(json.dumps({"version": 2, "train": 4}))
+    with pytest.raises(InputError, match=r'a run on { "version": 1, "train": 4 }, in .*kitti there is {"version": 2, '):
+        run_suite("trial", one, str(root))
+    for path in (tmp_path / "results").glob("*.json"):  # of a time when records did not know
+        path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "data"}))
+    run_suite("trial", one, str(root))
+    for path in (tmp_path / "results").glob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"data": ""}))
+    with pytest.raises(InputError, match="seed0.json: a run on data not simulated, in "):
+        run_suite("trial", one, str(root))
+
+
 def test_pictures_of_runs_that_are_not_here_are_one_line(suite, tmp_path, capsys):
     experiments.pictures(suite, tmp_path, tmp_path, tmp_path / "figures", timed=True)
     assert capsys.readouterr().out.startswith(f"no pictures: {tmp_path}/big-seed0.pt is not there")
