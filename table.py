@@ -95,12 +95,14 @@ def class_table(name: str, folder: Path) -> str:
 def compare(suite: str, student: str, first: str, second: str) -> str:
     """How far one variant of a student is ahead of another on the seeds that both have: a line for each metric.
 
-    Variants are named as in the records ("none, 7 epochs"). Raises InputError for a row that nobody ran.
+    Variants are named as in the records ("none, 7 epochs"), "teacher" is the student's. Raises InputError for what nobody ran.
     """
     if suite not in SUITES:
         raise InputError(f"--compare: unknown suite {suite!r}{did_you_mean(suite, SUITES)}")
     rows = [row for row in rows_of(suite, ROOT / "results" / (SUITES[suite].folder or suite)) if row["n"]]
-    of = {row["method"]: row["runs"] for row in rows if row["student"] == student}
+    teacher = {s: t for t, s in SUITES[suite].pairs}.get(student)
+    of = {row["method"]: row["runs"] for row in rows
+          if row["student"] == student or (row["method"], row["student"]) == (TEACHER, teacher)}  # fmt: skip
     for variant in (first, second):
         if variant not in of:
             raise InputError(f"--compare: {suite} has no run {variant!r} of {student!r}{did_you_mean(variant, of)}")

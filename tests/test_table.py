@@ -46,11 +46,13 @@ def test_two_rows_are_compared_on_the_seeds_that_both_have(write, tmp_path, monk
         if seed:
             write("small", "hint", seed, 10.0)
     write("small", "none", 0, 10.0)
+    write("big", "teacher", 2, 20.0)
     (tmp_path / "results" / "trial").symlink_to(folder)
     first, second = table.compare("trial", "small", "rdd", "hint").splitlines()
     assert first.startswith("mAP 3D: rdd - hint = +3.5 [") and first.endswith("seeds 1, 2")
     assert second.startswith("mAP BEV: rdd - hint = +7.0 [")
     assert table.compare("trial", "small", "none", "hint").splitlines()[0] == "mAP 3D: none - hint = —, seeds —"
+    assert table.compare("trial", "small", "rdd", "teacher").splitlines()[0] == "mAP 3D: rdd - teacher = -6.0, seeds 2"
     for words, said in ((("trial", "small", "rdd", "hunt"), "no run 'hunt' of 'small' .did you mean hint"),
                         (("trial", "smal", "rdd", "hint"), "no run 'rdd' of 'smal'"), (("trail", *"abc"), "did you mean trial")):
         with pytest.raises(InputError, match=said):
