@@ -58,7 +58,7 @@ def machine() -> str:
 
 
 def made_with(root: str) -> str:
-    """The settings and version of a simulated data set, which fix every point of it, in one line; "" of other data."""
+    """The settings and version of a simulated data set, which fix its scenes, in one line; "" of other data."""
     path = Path(root) / "simulation.json"
     return " ".join(path.read_text(encoding="utf-8", errors="replace").split()) if path.is_file() else ""
 
