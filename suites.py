@@ -116,11 +116,11 @@ SUITES = {
     "regions": over_headline(variants={"hint": {"method": "hint"}, "fg": {"method": "fg"}, "rdd-feat": rdd(alpha2=0.0),
         "rdd-feat labels": rdd(alpha2=0.0, regions="labels", select="all")}),
     "losses": over_headline(variants={"rdd-feat": rdd(alpha2=0.0), "rdd-logit": rdd(alpha1=0.0),
-        "rdd-logit x10": rdd(alpha1=0.0, alpha2=2.0), "rdd": rdd()}),
+        "rdd-logit x10": rdd(alpha1=0.0, alpha2=2.0), "rdd": rdd(), "alpha2 2": rdd(alpha2=2.0)}),
     "sensitivity": over_headline(variants={"rdd": rdd(), "rdd-printed": rdd(**PRINTED),  # lambda 0.1
         **{f"lambda {x:g}": rdd(**{**PRINTED, "lam": x}) for x in (0.0, 0.02, 0.05, 0.2, 0.5)},
         **{f"alpha1 {x:g}": rdd(alpha1=x) for x in (0.05, 0.1, 0.2, 0.5, 1.0, 5.0)},
-        **{f"alpha2 {x:g}": rdd(alpha2=x) for x in (0.05, 0.1, 0.5, 1.0)}}),
+        **{f"alpha2 {x:g}": rdd(alpha2=x) for x in (0.05, 0.1, 0.5, 1.0, 2.0)}}),
     "silences": over_headline(equal_share=True, variants={"rdd": rdd(), "rdd-printed": rdd(**PRINTED),
         "spatial softmax": rdd(**{**PRINTED, "softmax_axis": "spatial"}), "standardise": rdd(normalise="standardise"),
         "normalise first": rdd(**{**PRINTED, "psi_order": "normalise-first"}), "select all": rdd(select="all"),
