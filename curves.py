@@ -1,7 +1,8 @@
 """Pictures of numbers: loss and accuracy against steps and time, and who is faster.   (reads after: plot.py  next: stops.py)
 
-Their command is `python plot.py RUN ...`; from results/ `python plot.py suite NAME` compares methods and `python plot.py sweeps`
-draws figure 5a; `python -m benchmarks --figure` draws the ratios.
+Their command is `python plot.py RUN ...`; from results/ `python plot.py suite NAME` compares methods, `python plot.py pulls NAME`
+shows what they gain against how hard they pull, and `python plot.py sweeps` draws figure 5a; `python -m benchmarks --figure`
+draws the ratios.
 dims: S logged steps
 """
 
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cli import InputError
-from plot import COLOURS, colours, new_figure, save, tidy
+from cli import ArgumentParser, InputError
+from plot import COLOURS, OTHERS, colours, new_figure, save, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -223,6 +224,63 @@ def comparison(path: str | Path, rows: Sequence[dict[str, Any]]) -> "Figure":
     return save(figure, path)
 
 
+def pulls(path: str | Path, rows: Sequence[dict[str, Any]]) -> "Figure":
+    """What methods gain over the student alone against how hard they pull: a panel for each student of each folder of records.
+
+    rows: `rows.rows_of` of several suites, whose mAP is drawn; a row of two suites is drawn once. Across: the share
+    of the gradient, a mean over the seeds of the sum of a method's terms (`fair.shares`); upwards: the difference to the student
+    alone and its 95 % interval; the larger a dot, the more seeds. Grey lines join the weights of one method. Rows without a share
+    are left out, as LAD's, which has no term, and students of fewer than three rows. Raises InputError when nothing is left.
+    """
+    from rows import label_of
+    from suites import METHODS, SUITES
+
+    panels: dict[tuple[str, str], dict[str, tuple[float, dict[str, Any]]]] = {}
+    for row in rows:
+        shares = [sum(run["shares"].values()) for run in row["runs"].values() if run.get("shares")]
+        if shares and row["delta"] is not None and row["metric"] in ("map", "moderate_map_3d"):
+            of = SUITES[row["suite"]].folder or row["suite"], row["student"]
+            panels.setdefault(of, {}).setdefault(row["method"], (float(np.mean(shares)), row))
+    panels = {of: points for of, points in panels.items() if len(points) > 2}
+    if not panels:
+        raise InputError(f"{path}: expected runs of three methods of one student, found fewer")
+    free = iter((*OTHERS, COLOURS["teacher"], "#777777", "#1a1a1a", COLOURS["student"]))
+    colour = {method: COLOURS["student + RDD"] if method == "rdd" else next(free) for method in METHODS}
+    figure = new_figure(11.0, 4.2 * len(panels))
+    for ax, ((folder, student), points) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels.items(), strict=True):
+        ladders: dict[str, list[tuple[float, float]]] = {}  # of variants that differ in --kd-weight only
+        labels = []
+        for share, row in sorted(points.values(), key=lambda point: point[0]):
+            changes = SUITES[row["suite"]].variants.get(row["method"], {"method": row["method"]})
+            ladders.setdefault(str(changes | {"kd_weight": None}), []).append((share, row["delta"]))
+            method = next(iter(row["runs"].values()))["config"]["method"]
+            if row["low"] is not None:
+                ax.plot([share, share], [row["low"], row["high"]], color=colour[method], linewidth=0.8, alpha=0.5)
+            ax.scatter(share, row["delta"], s=10 + 10 * row["n"], color=colour[method], zorder=3)
+            name = label_of(row).partition(" + ")[2].removeprefix("RDD: ")
+            labels.append(ax.annotate(name, (share, row["delta"]), (6, -3), textcoords="offset points", fontsize=7.5,
+                                      color=colour[method]))  # fmt: skip
+        for ladder in ladders.values():
+            ax.plot(*zip(*ladder, strict=True), color="#bbbbbb", linewidth=0.8, zorder=1)
+        ax.axhline(0, color=COLOURS["student"], linestyle="--", linewidth=1)
+        ax.set_xscale("log")
+        gain = f"{ACCURACY.get(row['metric'], row['metric'])} ahead of the student alone"
+        tidy(ax, f"{student}: {folder}", "norm of the method's gradient on the neck over the detection loss's", gain)
+        _apart(labels)
+    return save(figure, path)
+
+
+def _apart(labels: Sequence[Any]) -> None:
+    """Move labels up, the lowest first, until none lies on another."""
+    figure = labels[0].figure
+    figure.draw_without_rendering()
+    placed: list[Any] = []
+    for label in sorted(labels, key=lambda label: label.get_window_extent().y0):
+        while any(label.get_window_extent().overlaps(other) for other in placed):
+            label.set_position((label.get_position()[0], label.get_position()[1] + 1))
+        placed.append(label.get_window_extent())
+
+
 def ratios(path: str | Path, rows: Sequence[dict[str, Any]]) -> "Figure":
     """How the benchmark rows that have a goal (`benchmarks.Row` as dicts) stand to it: a dot is a case, at its ratio over the
     goal; 1 = reached. One line for each subject and peer, with how many of its cases reach theirs. The axis is logarithmic.
@@ -248,3 +306,30 @@ def ratios(path: str | Path, rows: Sequence[dict[str, Any]]) -> "Figure":
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
     ax.set_ylim(len(groups) - 0.4, -0.6)
     return save(figure, path)
+
+
+def records_main(picture: str, words: list[str]) -> None:
+    """The command line of the pictures that are drawn from results/."""
+    from config import Config
+    from rows import rows_of
+    from suites import SUITES
+
+    what = {"suite": "every variant of a suite: last epoch, accuracy against steps",
+            "pulls": "what methods gain against how hard they pull: a panel for each student and folder",
+            "sweeps": "accuracy against lambda, alpha1, alpha2 (figure 5a)"}  # fmt: skip
+    parser = ArgumentParser(prog=f"plot.py {picture}", description=what[picture])
+    if picture == "sweeps":
+        parser.set_defaults(suites=["sensitivity"])
+    else:
+        count = 1 if picture == "suite" else "+"
+        parser.add_argument("suites", metavar="SUITE", nargs=count, choices=list(SUITES), help=", ".join(SUITES))
+    parser.add_argument("--results", type=Path, help="records [results/, the suite's folder]")
+    parser.add_argument("--out", required=True, help="picture to write")
+    args = parser.parse_args(words)
+    rows = [row for name in args.suites for row in rows_of(name, args.results or Path("results") / (SUITES[name].folder or name))]
+    if picture == "sweeps":
+        usual = {"rdd": {"alpha1": Config.alpha1, "alpha2": Config.alpha2}, "rdd-printed": {"lambda": Config.lam}}
+        sweeps(args.out, rows, usual)
+    else:
+        {"suite": comparison, "pulls": pulls}[picture](args.out, rows)
+    print(args.out)

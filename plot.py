@@ -5,6 +5,7 @@
     python plot.py alone=runs/A "with RDD=runs/B" --out both.png             under names of your own
     python plot.py scene --root /data/kitti --frame 000008                   is my data all right? look at it
     python plot.py suite sim-nuscenes --out docs/methods.png                 every method of a suite, from results/
+    python plot.py pulls sim-nuscenes losses tuning --out docs/pulls.png     what they gain against how hard they pull
     python plot.py sweeps --out docs/sweeps.png                              figure 5a of the paper, from results/
     python plot.py scene --data nuscenes --root /data/nuscenes --version v1.0-mini --frame TOKEN --sweeps 10
 
@@ -338,44 +339,13 @@ def _with_velocities(boxes: np.ndarray, annotations: list[Any], path: Path) -> n
         raise InputError(f"{path}: expected {{annotation token: [vx, vy]}}, found something else ({error})") from None
 
 
-def sweeps_main(words: list[str]) -> None:
-    """Figure 5a from the records of the suite sensitivity."""
-    parser = ArgumentParser(prog="plot.py sweeps", description="accuracy against lambda, alpha1, alpha2 (figure 5a)")
-    parser.add_argument("--results", type=Path, default=Path("results/sim-nuscenes"), help="records [%(default)s]")
-    parser.add_argument("--out", required=True, help="picture to write")
-    args = parser.parse_args(words)
-    from config import Config
-    from curves import sweeps
-    from rows import rows_of
-
-    usual = {"rdd": {"alpha1": Config.alpha1, "alpha2": Config.alpha2}, "rdd-printed": {"lambda": Config.lam}}
-    sweeps(args.out, rows_of("sensitivity", args.results), usual)
-    print(args.out)
-
-
-def suite_main(words: list[str]) -> None:
-    """All rows of a suite's table in one picture."""
-    from suites import SUITES
-
-    parser = ArgumentParser(prog="plot.py suite", description="every variant of a suite: last epoch, accuracy against steps")
-    parser.add_argument("suite", choices=list(SUITES), help="of experiments.py")
-    parser.add_argument("--results", type=Path, help="records [results/SUITE]")
-    parser.add_argument("--out", required=True, help="picture to write")
-    args = parser.parse_args(words)
-    from curves import comparison
-    from rows import rows_of
-
-    comparison(args.out, rows_of(args.suite, args.results or Path("results") / (SUITES[args.suite].folder or args.suite)))
-    print(args.out)
-
-
 def main() -> None:
     if sys.argv[1:2] == ["scene"]:
         return scene_main(sys.argv[2:])
-    if sys.argv[1:2] == ["suite"]:
-        return suite_main(sys.argv[2:])
-    if sys.argv[1:2] == ["sweeps"]:
-        return sweeps_main(sys.argv[2:])
+    if sys.argv[1:2] and sys.argv[1] in ("suite", "pulls", "sweeps"):
+        from curves import records_main
+
+        return records_main(sys.argv[1], sys.argv[2:])
     parser = ArgumentParser(prog="plot.py", description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="[LABEL=]RUN", help="run folders [label: their name]")
     parser.add_argument("--out", help="picture to write [curves.png in the run, or beside several]")

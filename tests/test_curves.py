@@ -157,6 +157,36 @@ def test_a_comparison_has_every_variant_that_ran_beside_the_line_of_the_student_
         curves.comparison(tmp_path / "n.png", [rows[0], rows[3]])
 
 
+def test_pulls_stand_at_their_share_and_their_gain_and_no_label_lies_on_another(tmp_path):
+    def row(method, delta, *shares, suite="sim-nuscenes", student="cp-voxel-xxs-cpu", metric="map", low=None):
+        runs = {seed: {"shares": share, "config": {"method": method.split()[0]}} for seed, share in enumerate(shares)}
+        return {"suite": suite, "student": student, "method": method, "metric": metric, "delta": delta, "low": low,
+                "high": low and low + 3, "n": len(shares), "runs": runs, "as_long_as": []}  # fmt: skip
+
+    rows = [row("none", None, {}), row("fg", 10.0, {"fg": 0.3}, {"fg": 0.5}, low=9.0), row("fg x100", 11.0, {"fg": 40.0}),
+            row("lad", 1.0, {}), row("rdd", 10.0, {"feat": 0.3, "logit": 0.1}), row("hint", None),
+            row("rdd", 3.0, {"feat": 1.0}, student="cp-voxel-s-cpu")]  # fmt: skip
+    rows += [r | {"metric": "nds", "delta": 99.0} for r in rows if r["n"]] + [row("rdd", 77.0, {"feat": 9.0}, suite="losses")]
+    figure = curves.pulls(tmp_path / "p.png", rows)
+    (ax,) = figure.axes  # of S there is one row only
+    dots = sorted(tuple(np.round(point, 6)) for points in ax.collections for point in points.get_offsets().data)
+    assert dots == [(0.4, 10), (0.4, 10), (40, 11)], "means over seeds, sums over terms; LAD has none; RDD once"
+    (bar,) = (line for line in ax.lines if set(line.get_xdata()) == {0.4} and len(line.get_xdata()) == 2)
+    (alone,) = (line for line in ax.lines if line.get_linestyle() == "--")
+    assert list(bar.get_ydata()) == [9, 12] and set(alone.get_ydata()) == {0}
+    assert [tuple(line.get_xdata()) for line in ax.lines if line.get_color() == "#bbbbbb"] == [(0.4, 40), (0.4,)]
+    assert {text.get_text() for text in ax.texts} == {"FG", "FG x100", "RDD (default)"}
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i]), "FG and RDD are at one place"
+    second = [r | {"suite": "tuning"} for r in rows]
+    assert [a.get_title() for a in curves.pulls(tmp_path / "q.png", rows + second).axes] == [
+        "cp-voxel-xxs-cpu: sim-nuscenes", "cp-voxel-xxs-cpu: tuning"]  # fmt: skip
+    with pytest.raises(InputError, match="expected runs of three methods of one student, found fewer"):
+        curves.pulls(tmp_path / "n.png", rows[:2])
+    with pytest.raises(InputError, match="found fewer"):
+        curves.pulls(tmp_path / "n.png", [])
+
+
 def test_without_time_there_are_two_panels(tmp_path):
     run = write_run(tmp_path / "a")
     assert len(curves.curves(tmp_path / "c.png", [("alone", run)], timed=False).axes) == 2

@@ -230,6 +230,12 @@ def test_a_suite_s_picture_is_of_its_records(tmp_path, monkeypatch):
     assert not is_blank(tmp_path / "x.png")
 
 
+def test_what_methods_gain_against_their_pull_is_one_picture_of_several_suites(tmp_path, monkeypatch):
+    records = Path(__file__).parents[1] / "results" / "tuning"
+    run_main(monkeypatch, "pulls", "tuning", "tuning", "--results", records, "--out", tmp_path / "x.png")
+    assert not is_blank(tmp_path / "x.png")
+
+
 def run_main(monkeypatch, *words):
     monkeypatch.setattr("sys.argv", ["plot.py", *map(str, words)])
     plot.main()
