@@ -229,7 +229,7 @@ def pulls(path: str | Path, rows: Sequence[dict[str, Any]]) -> "Figure":
 
     rows: `rows.rows_of` of several suites, whose mAP is drawn; a row of two suites is drawn once. Across: the share
     of the gradient, a mean over the seeds of the sum of a method's terms (`fair.shares`); upwards: the difference to the student
-    alone and its 95 % interval; the larger a dot, the more seeds. Grey lines join the weights of one method. Rows without a share
+    alone and its 95 % interval; the larger a dot, the more seeds. Grey lines join one method's --kd-weights. Rows without a share
     are left out, as LAD's, which has no term, and students of fewer than three rows. Raises InputError when nothing is left.
     """
     from rows import label_of
@@ -246,7 +246,7 @@ def pulls(path: str | Path, rows: Sequence[dict[str, Any]]) -> "Figure":
         raise InputError(f"{path}: expected runs of three methods of one student, found fewer")
     free = iter((*OTHERS, COLOURS["teacher"], "#777777", "#1a1a1a", COLOURS["student"]))
     colour = {method: COLOURS["student + RDD"] if method == "rdd" else next(free) for method in METHODS}
-    figure = new_figure(11.0, 4.2 * len(panels))
+    figure = new_figure(11.0, 4.8 * len(panels))
     for ax, ((folder, student), points) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels.items(), strict=True):
         ladders: dict[str, list[tuple[float, float]]] = {}  # of variants that differ in --kd-weight only
         labels = []
@@ -258,27 +258,35 @@ def pulls(path: str | Path, rows: Sequence[dict[str, Any]]) -> "Figure":
                 ax.plot([share, share], [row["low"], row["high"]], color=colour[method], linewidth=0.8, alpha=0.5)
             ax.scatter(share, row["delta"], s=10 + 10 * row["n"], color=colour[method], zorder=3)
             name = label_of(row).partition(" + ")[2].removeprefix("RDD: ")
-            labels.append(ax.annotate(name, (share, row["delta"]), (6, -3), textcoords="offset points", fontsize=7.5,
-                                      color=colour[method]))  # fmt: skip
+            line = {"arrowstyle": "-", "linewidth": 0.5, "color": colour[method]}  # from the label to its dot
+            labels.append(ax.annotate(name, (share, row["delta"]), (9, 0), textcoords="offset points", fontsize=7.5,
+                                      va="center", color=colour[method], arrowprops=line))  # fmt: skip
         for ladder in ladders.values():
             ax.plot(*zip(*ladder, strict=True), color="#bbbbbb", linewidth=0.8, zorder=1)
         ax.axhline(0, color=COLOURS["student"], linestyle="--", linewidth=1)
         ax.set_xscale("log")
         gain = f"{ACCURACY.get(row['metric'], row['metric'])} ahead of the student alone"
-        tidy(ax, f"{student}: {folder}", "norm of the method's gradient on the neck over the detection loss's", gain)
+        tidy(ax, f"{student}: {folder}", "shares of the gradient on the neck: 1 = as much as the detection loss's", gain)
         _apart(labels)
     return save(figure, path)
 
 
 def _apart(labels: Sequence[Any]) -> None:
-    """Move labels up, the lowest first, until none lies on another."""
-    figure = labels[0].figure
-    figure.draw_without_rendering()
-    placed: list[Any] = []
-    for label in sorted(labels, key=lambda label: label.get_window_extent().y0):
-        while any(label.get_window_extent().overlaps(other) for other in placed):
-            label.set_position((label.get_position()[0], label.get_position()[1] + 1))
-        placed.append(label.get_window_extent())
+    """Put every label right or left of its dot, as near as it can be without lying on another label or dot."""
+    from matplotlib.text import Text
+    from matplotlib.transforms import Bbox
+
+    labels[0].figure.draw_without_rendering()  # settles where the axes are
+    points = [label.axes.transData.transform(label.xy) for label in labels]
+    taken = [Bbox([point - 9, point + 9]) for point in points]
+    for label, _ in sorted(zip(labels, points, strict=True), key=lambda pair: -pair[1][1]):
+        for rise, side in ((rise, side) for rise in sorted(range(-90, 91, 9), key=abs) for side in (1, -1)):
+            label.set(position=(9 * side, rise), ha="left" if side > 0 else "right")
+            label.update_positions(label.figure.canvas.get_renderer())
+            words = Text.get_window_extent(label)  # without its line
+            if words.x0 > label.axes.bbox.x0 and not any(words.overlaps(other) for other in taken):
+                break
+        taken.append(words)
 
 
 def ratios(path: str | Path, rows: Sequence[dict[str, Any]]) -> "Figure":

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from matplotlib.text import Text
 
 import curves
 import plot
@@ -176,7 +177,7 @@ def test_pulls_stand_at_their_share_and_their_gain_and_no_label_lies_on_another(
     assert list(bar.get_ydata()) == [9, 12] and set(alone.get_ydata()) == {0}
     assert [tuple(line.get_xdata()) for line in ax.lines if line.get_color() == "#bbbbbb"] == [(0.4, 40), (0.4,)]
     assert {text.get_text() for text in ax.texts} == {"FG", "FG x100", "RDD (default)"}
-    boxes = [text.get_window_extent() for text in ax.texts]
+    boxes = [Text.get_window_extent(text) for text in ax.texts]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i]), "FG and RDD are at one place"
     second = [r | {"suite": "tuning"} for r in rows]
     assert [a.get_title() for a in curves.pulls(tmp_path / "q.png", rows + second).axes] == [
