@@ -76,11 +76,11 @@ def over_headline(*pairs: tuple[str, str], variants: dict[str, dict[str, Any]], 
 
 
 def over_tuning(variants: dict[str, dict[str, Any]], seeds: dict[str, int] | None = None, data: str = "sim-nuscenes",
-                first_seed: int = 100) -> Suite:  # fmt: skip
+                first_seed: int = 100, pair: tuple[str, str] = CP) -> Suite:  # fmt: skip
     """A suite on scenes and seeds of no table, about 1000 steps."""
     changes, scenes = {"sim": ({}, "sim-kitti-tuning"),
                        "sim-nuscenes": ({"epochs": 6, "eval_every": 3}, "sim-nuscenes-tuning")}[data]  # fmt: skip
-    return Suite(data, (CP,), {ALONE: {"method": "none"}, **variants}, seeds or {"": 1}, changes, equal_time=False,
+    return Suite(data, (pair,), {ALONE: {"method": "none"}, **variants}, seeds or {"": 1}, changes, equal_time=False,
                  first_seed=first_seed, scenes=scenes)  # fmt: skip
 
 
@@ -101,6 +101,8 @@ SUITES = {
     "sim-kitti": Suite("sim", TABLE_4, {**EVERY, "alpha1 0.2": rdd(alpha1=0.2)}, {"": 3}, {"epochs": 4, "eval_every": 1},
                        scenes="sim-kitti-many"),
     "tuning": over_tuning(TUNING, first_seed=103),
+    "tuning-kitti": over_tuning({**TUNING, "alpha1 0.2": rdd(alpha1=0.2), "alpha1 0.6": rdd(alpha1=0.6)},
+        {"": 1, **dict.fromkeys((ALONE, "rdd x1", "alpha1 0.2", "alpha1 0.6"), 3)}, "sim", 103, TABLE_4[0]),
     # What RDD with the paper's psi and alphas lacks beside FG: pull, other pairs, finer regions, the labels' places, a square, or
     # something in psi (docs/experiments.md)
     "diagnosis": over_tuning({**{name: TUNING[name] for name in ("hint x100", "fg x0.1", "fg x1")},
