@@ -112,6 +112,17 @@ def test_what_cannot_be_kept_is_computed(root, tmp_path, monkeypatch):  # noqa: 
         assert remembered(teacher, tmp_path / "file")(x).neck.equal(expected)
 
 
+def test_an_output_is_of_these_points_in_this_many_scans():
+    import torch
+
+    from fair import digest
+
+    def asked(first=0.0, batch_size=2):
+        return digest(Namespace(points=torch.tensor([[0, first, 1.0, 2.0]]), batch_size=batch_size))
+
+    assert asked() == asked() and len({asked(), asked(first=1e-6), asked(batch_size=3)}) == 3
+
+
 def test_equal_epochs_are_whole_quarters_of_the_schedule():
     assert equal_epochs(2, 0.1) == 1, "never less than an epoch"
     assert [equal_epochs(16, price) for price in (1.0, 1.1, 1.2, 2.05)] == [16, 16, 20, 32]
