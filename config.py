@@ -117,7 +117,7 @@ class Config:
     distance: str = opt("norm", "Eq. 8's distance: a pair's norm, or its square over the cells", READING, ("norm", "squared"))
     p_cls: str = opt("sum", "Eq. 9's |differences| over a region: their sum, mean, or at its peak only", READING,
                      ("sum", "mean", "peak"))
-    # DIFFERS: alpha1 is 0.2 in the paper, with which students learned less on simulated nuScenes (on simulated KITTI it is open).
+    # DIFFERS: the paper's alpha1 is 0.2, with which centre heads learned less on simulated nuScenes; anchor heads have it.
     alpha1: float = opt(2.0, "weight of L_feat, Eq. 10", READING)
     alpha2: float = opt(0.2, "weight of L_logit, Eq. 10", READING)
     # ---- run

@@ -13,6 +13,7 @@ from cli import InputError, did_you_mean
 from config import READING, Config
 
 KITTI = ("kitti", "sim")
+ANCHOR = {"head": "anchor", "alpha1": 0.2}  # the paper's alpha1, which won an anchor head's tuning (docs/experiments.md)
 
 # What CenterPoint changes for nuScenes: ten classes in six task groups, ten sweeps, velocities.
 NUSCENES = {
@@ -86,7 +87,7 @@ def cp_pillar_v064(data: str = "nuscenes") -> Config:
 def second(data: str = "kitti") -> Config:
     """SECOND: plain 8x encoder, anchor head. KITTI, GPU."""
     _check_data("second and its students", data, KITTI)
-    return Config(preset="second", head="anchor", residual=False, encoder_channels=(16, 16, 32, 64, 64, 128))
+    return Config(preset="second", **ANCHOR, residual=False, encoder_channels=(16, 16, 32, 64, 64, 128))
 
 
 def second_s(data: str = "kitti") -> Config:
@@ -103,7 +104,7 @@ def pointpillars(data: str = "kitti") -> Config:
     """PointPillars: 0.16 m pillars, anchor head, neck of stride 2. KITTI, GPU."""
     _check_data("pointpillars and its students", data, KITTI)
     return Config(
-        preset="pointpillars", encoder="pillar", head="anchor", point_range=(0.0, -39.68, -3.0, 69.12, 39.68, 1.0),
+        preset="pointpillars", encoder="pillar", **ANCHOR, point_range=(0.0, -39.68, -3.0, 69.12, 39.68, 1.0),
         voxel_size=(0.16, 0.16, 4.0), max_points=32, encoder_channels=(64,), bev_layers=(3, 5, 5), bev_strides=(2, 2, 2),
         bev_channels=(64, 128, 256), up_strides=(1.0, 2.0, 4.0), up_channels=(128, 128, 128), paste=(15, 15, 15),
     )  # fmt: skip
@@ -156,7 +157,7 @@ def cp_voxel_xxs_cpu(data: str = "kitti") -> Config:
 def second_cpu(data: str = "kitti") -> Config:
     """SECOND for a CPU: the encoder and neck of cp-voxel-cpu under an anchor head."""
     _check_data("second-cpu and its students", data, KITTI)
-    return replace(cp_voxel_cpu(data), preset="second-cpu", head="anchor")
+    return replace(cp_voxel_cpu(data), preset="second-cpu", **ANCHOR)
 
 
 def second_s_cpu(data: str = "kitti") -> Config:
@@ -190,7 +191,7 @@ def cp_pillar_v064_cpu(data: str = "kitti") -> Config:
 def pointpillars_cpu(data: str = "kitti") -> Config:
     """PointPillars for a CPU: the first layer of cp-pillar-cpu's encoder, and its neck, under an anchor head."""
     _check_data("pointpillars-cpu and its students", data, KITTI)
-    return replace(cp_pillar_cpu(data), preset="pointpillars-cpu", head="anchor", encoder_channels=(32,))
+    return replace(cp_pillar_cpu(data), preset="pointpillars-cpu", **ANCHOR, encoder_channels=(32,))
 
 
 def pointpillars_s_cpu(data: str = "kitti") -> Config:
@@ -228,6 +229,12 @@ READINGS: dict[str, dict[str, Any]] = {
                 "select": "threshold", "distance": "norm", "regions": "proposals", "p_cls": "sum", "tau": 4.0,
                 "lam": 0.1, "alpha1": 0.2, "alpha2": 0.2},
 }  # fmt: skip
+
+
+def reading(name: str | None, student: Config) -> dict[str, Any]:
+    """What `--reading NAME` changes in a student's config; the default's alpha1 is its head's."""
+    changes = READINGS.get(name, {})
+    return {**changes, "alpha1": ANCHOR["alpha1"]} if (name, student.head) == ("default", "anchor") else changes
 
 
 def preset(name: str, data: str = "") -> Config:

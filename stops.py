@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from cli import ArgumentParser, InputError
 from config import Config, add_options, override
-from presets import READINGS, scenes_of
+from presets import READINGS, reading, scenes_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,5 +119,5 @@ def student_config(name: str, given: Namespace, teacher: Config) -> Config:
     student, own = resolve(name, 1, data)
     if not own:
         values |= scenes_of(teacher, student, values)
-    cfg = override(student, {**READINGS.get(given.reading, {}), "data": data, **values})
+    cfg = override(student, {**reading(given.reading, student), "data": data, **values})
     return prepare_data(replace(cfg, method="rdd"), max(1, given.workers))

@@ -101,7 +101,7 @@ SUITES = {
     "converged": Suite("sim-nuscenes", (CP,), {**{name: EVERY[name] for name in (ALONE, "fg", "rdd", "rdd-paper-weights")},
         "fg fade": {"method": "fg", "kd_fade": True}, "fade": rdd(kd_fade=True)},
         {"": 5}, LONGEST, equal_time=False, scenes="sim-nuscenes-many"),
-    "sim-kitti": Suite("sim", TABLE_4, {**EVERY, "alpha1 0.2": rdd(alpha1=0.2)}, {"": 3}, {"epochs": 4, "eval_every": 1},
+    "sim-kitti": Suite("sim", TABLE_4, {**EVERY, "alpha1 2": BY_ALPHA1["alpha1 2"]}, {"": 3}, {"epochs": 4, "eval_every": 1},
                        scenes="sim-kitti-many"),
     "tuning": over_tuning(TUNING, first_seed=103),
     "tuning-kitti": over_tuning({**{name: what for name, what in TUNING.items() if what["method"] != "rdd"}, **BY_ALPHA1},

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from cli import ArgumentParser, InputError, did_you_mean, run_cli
 from config import DISTIL, MODEL, READING, Config, add_options, from_json, override, show
-from presets import DEFAULT_PAIR, PRESETS, READINGS, preset, scenes_of
+from presets import DEFAULT_PAIR, PRESETS, READINGS, preset, reading, scenes_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -261,7 +261,7 @@ def main() -> None:
         if checkpoint and not own:  # a preset's data is its teacher's
             given |= scenes_of(cfg_t, cfg_s, given)
         learns = {"method": "rdd"} if cfg_t is not None and cfg_s.method == "none" else {}  # a checkpoint has its own
-        cfg_s = override(cfg_s, {**READINGS.get(args["reading"], {}), **learns, **given})
+        cfg_s = override(cfg_s, {**reading(args["reading"], cfg_s), **learns, **given})
         if cfg_t is not None:
             check_pair(cfg_t, cfg_s)
         elif cfg_s.method != "none" or cfg_s.inherit or cfg_s.label_kd:

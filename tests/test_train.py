@@ -24,7 +24,7 @@ from data import batch as batch_module
 from data.kitti import objects_from_boxes, read_calibration, write_objects
 from detector import build
 from evaluate import detect, evaluate_detector, headline
-from presets import READINGS, preset
+from presets import PRESETS, READINGS, preset
 from runs import RunFolder
 from tests.scenes import tiny_config, tiny_frames
 from train import check_finite, one_cycle, start_distilling, train
@@ -409,6 +409,13 @@ def test_a_reading_is_of_the_student(reading, expected):
     teacher, student = options_of("--teacher", "--student", "--reading", reading)
     assert tuple(student[name] for name in ("normalise", "select", "alpha1", "psi_norm")) == expected
     assert (teacher["method"], student["method"]) == ("none", "rdd")
+
+
+@pytest.mark.parametrize(("words", "alpha1"), [((), 0.2), (("--reading", "default"), 0.2), (("--reading", "printed"), 0.2),
+                                               (("--alpha1", "2"), 2.0)])  # fmt: skip
+def test_an_anchor_head_has_its_own_alpha1(words, alpha1):
+    for name in [name for name in PRESETS if preset(name).head == "anchor"]:
+        assert options_of("--teacher", name, "--student", name, *words)[1]["alpha1"] == str(alpha1), name
 
 
 def test_a_checkpoint_keeps_its_reading_unless_another_is_given(root, tmp_path):
