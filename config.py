@@ -118,7 +118,7 @@ class Config:
     p_cls: str = opt("sum", "Eq. 9's |differences| over a region: their sum, mean, or at its peak only", READING,
                      ("sum", "mean", "peak"))
     # DIFFERS: the paper's alpha1 is 0.2, with which centre heads learned less on simulated nuScenes; anchor heads have it.
-    alpha1: float = opt(2.0, "weight of L_feat, Eq. 10", READING)
+    alpha1: float = opt(2.0, "weight of L_feat, Eq. 10; presets with an anchor head: 0.2", READING)
     alpha2: float = opt(0.2, "weight of L_logit, Eq. 10", READING)
     # ---- run
     seed: int = opt(0, "of initialisation, data order and augmentation", RUN)

@@ -13,7 +13,7 @@ from cli import InputError, did_you_mean
 from config import READING, Config
 
 KITTI = ("kitti", "sim")
-ANCHOR = {"head": "anchor", "alpha1": 0.2}  # the paper's alpha1, which won an anchor head's tuning (docs/experiments.md)
+ANCHOR = {"head": "anchor", "alpha1": 0.2}  # the paper's alpha1, which won the tuning of SECOND-S (docs/experiments.md)
 
 # What CenterPoint changes for nuScenes: ten classes in six task groups, ten sweeps, velocities.
 NUSCENES = {
@@ -231,10 +231,10 @@ READINGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def reading(name: str | None, student: Config) -> dict[str, Any]:
-    """What `--reading NAME` changes in a student's config; the default's alpha1 is its head's."""
+def reading(name: str | None, head: str) -> dict[str, Any]:
+    """What `--reading NAME` changes in the config of a student with that head, which the default's alpha1 goes by."""
     changes = READINGS.get(name, {})
-    return {**changes, "alpha1": ANCHOR["alpha1"]} if (name, student.head) == ("default", "anchor") else changes
+    return {**changes, "alpha1": ANCHOR["alpha1"]} if (name, head) == ("default", "anchor") else changes
 
 
 def preset(name: str, data: str = "") -> Config:

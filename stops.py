@@ -119,5 +119,5 @@ def student_config(name: str, given: Namespace, teacher: Config) -> Config:
     student, own = resolve(name, 1, data)
     if not own:
         values |= scenes_of(teacher, student, values)
-    cfg = override(student, {**reading(given.reading, student), "data": data, **values})
+    cfg = override(student, {**reading(given.reading, values.get("head", student.head)), "data": data, **values})
     return prepare_data(replace(cfg, method="rdd"), max(1, given.workers))

@@ -58,7 +58,8 @@ LONGEST = {"epochs": 12, "eval_every": 3}
 WEAK = ("hint", "mimic", "gid-l", "point-distiller")
 STRENGTHS = {name: (1.0, 10.0, 100.0) if name in WEAK else (0.1, 1.0, 10.0) for name in METHODS}
 # Where the strongest of the three won, ten times as much, and on until it does not
-BEYOND = {"hinton": (100.0,), "hint": (1000.0,), "fg": (100.0, 1000.0), "pp-logit": (100.0,), "rdd": (100.0,)}
+BEYOND = {"hinton": (100.0,), "hint": (1000.0,), "fg": (100.0, 1000.0), "pp-logit": (100.0,), "rdd": (100.0,),
+          "point-distiller": (1000.0,)}  # fmt: skip
 SCORES = (0.45, 0.6, 0.75)  # what LAD has instead: how sure the teacher must be
 TUNING = {f"{name} x{x:g}": {"method": name, "kd_weight": x}
           for name in METHODS if name != "lad" for x in (*STRENGTHS[name], *BEYOND.get(name, ()))}  # fmt: skip
@@ -104,7 +105,8 @@ SUITES = {
     "sim-kitti": Suite("sim", TABLE_4, {**EVERY, "alpha1 2": BY_ALPHA1["alpha1 2"]}, {"": 3}, {"epochs": 4, "eval_every": 1},
                        scenes="sim-kitti-many"),
     "tuning": over_tuning(TUNING, first_seed=103),
-    "tuning-kitti": over_tuning({**{name: what for name, what in TUNING.items() if what["method"] != "rdd"}, **BY_ALPHA1},
+    "tuning-kitti": over_tuning({**{name: what for name, what in TUNING.items() if what["method"] != "rdd" and
+                                    what.get("kd_weight", 1.0) in STRENGTHS[what["method"]]}, **BY_ALPHA1},
         {"": 1, **dict.fromkeys((ALONE, *BY_ALPHA1), 3)}, "sim", 103, TABLE_4[0]),
     # What RDD with the paper's psi and alphas lacks beside FG: pull, other pairs, finer regions, the labels' places, a square, or
     # something in psi (docs/experiments.md)

@@ -261,7 +261,7 @@ def main() -> None:
         if checkpoint and not own:  # a preset's data is its teacher's
             given |= scenes_of(cfg_t, cfg_s, given)
         learns = {"method": "rdd"} if cfg_t is not None and cfg_s.method == "none" else {}  # a checkpoint has its own
-        cfg_s = override(cfg_s, {**reading(args["reading"], cfg_s), **learns, **given})
+        cfg_s = override(cfg_s, {**reading(args["reading"], given.get("head", cfg_s.head)), **learns, **given})
         if cfg_t is not None:
             check_pair(cfg_t, cfg_s)
         elif cfg_s.method != "none" or cfg_s.inherit or cfg_s.label_kd:

@@ -418,6 +418,14 @@ def test_an_anchor_head_has_its_own_alpha1(words, alpha1):
         assert options_of("--teacher", name, "--student", name, *words)[1]["alpha1"] == str(alpha1), name
 
 
+@pytest.mark.parametrize(("teacher", "name", "head", "alpha1"), [
+    ("second-cpu", "cp-voxel-cpu", "anchor", "0.2"), ("cp-voxel-cpu", "second-cpu", "center", "2.0"),
+])  # fmt: skip
+def test_the_default_reading_is_of_the_head_that_is_given(teacher, name, head, alpha1):
+    _, student = options_of("--teacher", teacher, "--student", name, "--head", head, "--reading", "default")
+    assert (student["head"], student["alpha1"]) == (head, alpha1)
+
+
 def test_a_checkpoint_keeps_its_reading_unless_another_is_given(root, tmp_path):
     printed = config(root, **{**READINGS["printed"], "method": "rdd"})
     train(printed, tmp_path / "run", train_module_teacher(printed), stop_after=1)
