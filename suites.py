@@ -59,7 +59,7 @@ WEAK = ("hint", "mimic", "gid-l", "point-distiller")
 STRENGTHS = {name: (1.0, 10.0, 100.0) if name in WEAK else (0.1, 1.0, 10.0) for name in METHODS}
 # Where the strongest of the three won, ten times as much, and on until it does not
 BEYOND = {"hinton": (100.0,), "hint": (1000.0,), "fg": (100.0, 1000.0), "pp-logit": (100.0,), "rdd": (100.0,),
-          "point-distiller": (1000.0,)}  # fmt: skip
+          "point-distiller": (1000.0, 10000.0)}  # fmt: skip
 SCORES = (0.45, 0.6, 0.75)  # what LAD has instead: how sure the teacher must be
 TUNING = {f"{name} x{x:g}": {"method": name, "kd_weight": x}
           for name in METHODS if name != "lad" for x in (*STRENGTHS[name], *BEYOND.get(name, ()))}  # fmt: skip
