@@ -13,7 +13,7 @@ from cli import InputError, did_you_mean
 from config import READING, Config
 
 KITTI = ("kitti", "sim")
-ANCHOR = {"head": "anchor", "alpha1": 0.2}  # the paper's alpha1, which won the tuning of SECOND-S (docs/experiments.md)
+ANCHOR = {"head": "anchor", "alpha1": 0.2}  # the paper's alpha1, which did better than 2 in tuning (docs/experiments.md)
 
 # What CenterPoint changes for nuScenes: ten classes in six task groups, ten sweeps, velocities.
 NUSCENES = {

@@ -22,7 +22,7 @@ from experiments import check_same_runs, claim, jobs, read_records, run_suite
 from fair import equal_epochs, longer_variant
 from presets import PRESETS
 from rows import record_name
-from suites import BEYOND, METHODS, SCENES, SUITES, TUNED, TUNING, Suite
+from suites import BEYOND, METHODS, SCENES, SUITES, TUNED, TUNING, TUNING_ANCHOR, Suite
 from tests.scenes import tiny_config
 from tests.test_train import root  # noqa: F401 (a fixture)
 from train import check_pair
@@ -77,6 +77,8 @@ def test_tuning_gives_every_method_the_same_budget_on_other_seeds_and_scenes():
         budget[job.cfg.method] = budget.get(job.cfg.method, 0) + (job.variant not in ("teacher", "none"))
     assert budget.pop("none") == 0 and set(budget) == set(METHODS)
     assert budget == {method: 3 + len(BEYOND.get(method, ())) for method in METHODS}
+    tried = [what["method"] for what in TUNING_ANCHOR.values()]
+    assert {method: tried.count(method) for method in METHODS} == {**dict.fromkeys(METHODS, 3), "fg": 4, "rdd": 4}
     seeds = {name: {job.cfg.seed for job in jobs(SUITES[name], "", list(SUITES[name].variants), None, {})} for name in SUITES}
     for name, other in SUITES.items():
         apart = "seed" in SCENES.get(other.scenes, {})
